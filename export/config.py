@@ -1,0 +1,50 @@
+"""What can be chosen about an export."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, PositiveInt, field_validator
+
+from lladav.manifest import Precision, TensorType
+
+COMPUTE_TYPES: dict[Precision, TensorType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+class ExportConfig(BaseModel):
+    """Options of `lladav export`, kept in the bundle as `export.json`.
+
+    Attributes:
+        dtype: type of the weights and of matrix products; None is fp32 for a float32 checkpoint
+            and fp16 for the others, so that the bundle is as large as the checkpoint.
+        tile_buckets: crops per pass of the vision encoder; 1 is always among them, so that any
+            number of crops is a sum of buckets and none is padded.
+        prompt_buckets: prompt lengths; those beyond the model's own limit are left out.
+        canvas_buckets: answer lengths, suffix included.
+        vocab_rows: `tokenizer` cuts embedding and head to the tokenizer's length as the authors'
+            loader does; `all` keeps every row.
+        verify: compare the graphs with PyTorch before the bundle appears.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: Precision | None = None
+    tile_buckets: tuple[PositiveInt, ...] = (1, 2, 4, 8)
+    prompt_buckets: tuple[PositiveInt, ...] = (
+        *(64, 128, 256, 512, 768, 1024, 1280, 1664, 2048, 2560, 3072, 3584, 3968, 4480, 6144, 8192),
+    )
+    canvas_buckets: tuple[PositiveInt, ...] = (2, 8, 16, 32, 64, 96, 128, 256, 512)
+    vocab_rows: Literal["tokenizer", "all"] = "tokenizer"
+    verify: bool = True
+
+    @field_validator("tile_buckets", "prompt_buckets", "canvas_buckets")
+    @classmethod
+    def _ascending(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if not sizes:
+            raise ValueError("at least one size is needed")
+        return tuple(sorted(set(sizes)))
+
+    @field_validator("tile_buckets")
+    @classmethod
+    def _with_one(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        return sizes if sizes[0] == 1 else (1, *sizes)

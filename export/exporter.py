@@ -1,0 +1,215 @@
+"""From a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from pydantic import ValidationError
+
+from lladav import __version__
+from lladav.bundle import Bundle
+from lladav.errors import CheckpointError, OptionError
+from lladav.export.checkpoint import Checkpoint
+from lladav.export.config import COMPUTE_TYPES, ExportConfig
+from lladav.export.coverage import check_coverage
+from lladav.export.denoiser_graph import denoiser
+from lladav.export.model_config import read_geometry, read_preprocessing, read_tokens, tokenizer_length
+from lladav.export.onnx_graph import ELEMENT_BYTES, GraphBuilder
+from lladav.export.vision_graphs import connector, vision_encoder
+from lladav.export.weights import HashedFile, WeightStream
+from lladav.geometry import Geometry
+from lladav.manifest import (
+    Buckets,
+    CheckpointIdentity,
+    FileEntry,
+    GenerationDefaults,
+    Manifest,
+    Precision,
+    TableSpec,
+    TensorType,
+)
+from lladav.staging import staged_folder
+
+# `llava/conversation.py`, template `llava_llada`.
+SYSTEM_PROMPT = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+# The reference takes a position for masked when its embedding is this close to the mask's.
+MASK_DISTANCE = 1e-5
+EMBEDDING = "model.embed_tokens.weight"
+NEWLINE = "model.image_newline"
+
+
+class Progress(NamedTuple):
+    """What a long export reports: called with a stage's name and size, then with steps."""
+
+    start: Callable[[str, int], None] = lambda _stage, _total: None
+    advance: Callable[[int], None] = lambda _bytes: None
+
+
+def export(
+    checkpoint: str | Path,
+    bundle: str | Path,
+    config: ExportConfig | None = None,
+    progress: Progress = Progress(),  # noqa: B008 - immutable
+) -> Bundle:
+    """Writes the bundle of a checkpoint; it appears complete or not at all.
+
+    Weights stream from shards to files: peak memory is about the largest tensor (2 GB for
+    float32, 1 GB for float16 at the real size).
+
+    Args:
+        checkpoint: folder in Hugging Face layout, as GSAI-ML/LLaDA-V publishes it.
+        bundle: folder to make; must not exist.
+        config: see `ExportConfig`.
+        progress: called with every stage and the bytes it has done.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete, damaged or of an unknown kind.
+        ExportError: the bundle could not be written.
+        VerificationError: a graph does not compute what PyTorch computes.
+    """
+    config = config or ExportConfig()
+    source = Checkpoint.open(checkpoint)
+    rows = min(tokenizer_length(source), _embedding_rows(source))
+    if config.vocab_rows == "all":
+        rows = _embedding_rows(source)
+    geometry = read_geometry(source, rows)
+    tokens = read_tokens(source)
+    check_coverage(source, geometry)
+    precision = config.dtype or ("fp32" if source.dtype == "float32" else "fp16")
+    builders = build_graphs(geometry, COMPUTE_TYPES[precision])
+    table = rows * geometry.language.hidden_size * ELEMENT_BYTES[COMPUTE_TYPES[precision]]
+    needed = sum(b.weights_bytes for b in builders) + table + (1 << 24)
+    with staged_folder(Path(bundle), needed) as folder:
+        progress.start("weights", _used_bytes(source, builders, geometry))
+        stream = WeightStream(source, progress.advance)
+        files = []
+        for builder in builders:
+            files.append(stream.write(builder.weights, folder / builder.weights_file))
+            builder.write(folder)
+            onnx.checker.check_model(str(folder / f"{builder.name}.onnx"))
+        tables, table_files, aliases = _write_tables(stream, geometry, tokens.mask, precision, folder)
+        shutil.copyfile(source.path / "tokenizer.json", folder / "tokenizer.json")
+        (folder / "export.json").write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
+        small = [f"{b.name}.onnx" for b in builders] + ["tokenizer.json", "export.json"]
+        max_prompt = int(source.config.get("tokenizer_model_max_length") or geometry.language.max_positions)
+        manifest = Manifest(
+            precision=precision,
+            geometry=geometry,
+            graphs={b.name: b.spec() for b in builders},
+            tables=tables,
+            buckets=_buckets(config, max_prompt),
+            preprocessing=read_preprocessing(source, geometry.vision),
+            tokens=tokens.model_copy(update={"mask_aliases": aliases}),
+            max_prompt=max_prompt,
+            generation=_generation_defaults(source),
+            checkpoint=CheckpointIdentity(
+                fingerprint=stream.fingerprint(),
+                dtype=source.dtype,
+                model_type=str(source.config.get("model_type", "unknown")),
+            ),
+            versions={"lladav": __version__, "onnx": version("onnx"), "python": platform.python_version()},
+            files=tuple(files + table_files + [_entry(folder / name) for name in small]),
+        )
+        manifest.write(folder)
+        if config.verify:
+            from lladav.export.verify import verify
+
+            verify(folder, checkpoint, progress=progress)
+    return Bundle.open(bundle)
+
+
+def build_graphs(geometry: Geometry, compute: TensorType) -> list[GraphBuilder]:
+    """Every graph of a bundle, without weights."""
+    graphs = [denoiser(geometry.language, compute)]
+    if geometry.vision is not None:
+        graphs += [vision_encoder(geometry.vision, compute), connector(geometry, compute)]
+    return graphs
+
+
+def _embedding_rows(source: Checkpoint) -> int:
+    info = source.tensors.get(EMBEDDING)
+    if info is None or len(info.shape) != 2:
+        raise CheckpointError(
+            f"{source.path} has no embedding table {EMBEDDING}", cure="pass a folder with all of LLaDA-V's shards"
+        )
+    return int(info.shape[0])
+
+
+def _used_bytes(source: Checkpoint, builders: list[GraphBuilder], geometry: Geometry) -> int:
+    used = {w.source for b in builders for w in b.weights} | {EMBEDDING}
+    used |= {NEWLINE} if geometry.vision is not None else set()
+    return sum(source.tensors[name].bytes for name in used)
+
+
+def _write_tables(
+    stream: WeightStream, geometry: Geometry, mask: int, precision: Precision, folder: Path
+) -> tuple[dict[str, TableSpec], list[FileEntry], tuple[int, ...]]:
+    """Writes what the runtime reads by row; returns specs, files and the aliases of the mask."""
+    language = geometry.language
+    dtype = COMPUTE_TYPES[precision]
+    tables = {
+        "embed_tokens": TableSpec(
+            file="embed_tokens.bin", dtype=dtype, shape=(language.vocab_rows, language.hidden_size)
+        )
+    }
+    files = []
+    mask_row = stream.row(EMBEDDING, mask, dtype)
+    aliases: list[int] = []
+    with HashedFile(folder / "embed_tokens.bin") as file:
+        done = 0
+        for block in stream.converted(EMBEDDING, language.vocab_rows, dtype):
+            distance = np.abs(block.astype(np.float32) - mask_row).max(axis=1)
+            aliases += (done + np.flatnonzero(distance < MASK_DISTANCE)).tolist()
+            done += len(block)
+            file.write(block)
+    files.append(file.entry)
+    if geometry.vision is not None:
+        tables["image_newline"] = TableSpec(file="image_newline.bin", dtype="float32", shape=(language.hidden_size,))
+        with HashedFile(folder / "image_newline.bin") as file:
+            for block in stream.converted(NEWLINE, language.hidden_size, "float32"):
+                file.write(block)
+        files.append(file.entry)
+    return tables, files, tuple(aliases)
+
+
+def _buckets(config: ExportConfig, max_prompt: int) -> Buckets:
+    prompt = tuple(size for size in config.prompt_buckets if size <= max_prompt)
+    return Buckets(tiles=config.tile_buckets, prompt=prompt or (max_prompt,), canvas=config.canvas_buckets)
+
+
+def _generation_defaults(source: Checkpoint) -> GenerationDefaults:
+    """The authors' demo, with the length that the checkpoint asks for if it does."""
+    wanted: dict[str, Any] = {"gen_length": source.generation_config.get("gen_length", 128)}
+    try:
+        return GenerationDefaults(system_prompt=SYSTEM_PROMPT, **wanted)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"generation_config.json asks for gen_length {wanted['gen_length']!r}", cure="make it a positive number"
+        ) from error
+
+
+def _entry(path: Path) -> FileEntry:
+    data = path.read_bytes()
+    return FileEntry(path=path.name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def parse_buckets(option: str, text: str) -> tuple[int, ...]:
+    """Reads `64,128,256`."""
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise OptionError(f"{option} {text!r} is no list of positive sizes", cure=f"write it like {option} 64,128,256")
+    return sizes

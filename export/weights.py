@@ -1,0 +1,145 @@
+"""Weights streamed from a checkpoint's shards into a bundle's files, never all in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from lladav.errors import CheckpointError, ExportError
+from lladav.export.checkpoint import Checkpoint, finite
+from lladav.export.onnx_graph import Weight
+from lladav.manifest import FileEntry, TensorType
+
+NUMPY_TYPES: dict[TensorType, np.dtype[np.generic]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+BLOCK_BYTES = 1 << 25
+
+
+class WeightStream:
+    """Reads each tensor once, checks, converts and fingerprints it on the way.
+
+    Args:
+        checkpoint: the source.
+        progress: called with the number of source bytes read since the last call.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, progress: Callable[[int], None]) -> None:
+        self._checkpoint = checkpoint
+        self._progress = progress
+        self._digests: dict[str, str] = {}
+
+    def fingerprint(self) -> str:
+        """sha256 over name, type, shape and values of every tensor read so far, in name order."""
+        total = hashlib.sha256()
+        for name in sorted(self._digests):
+            info = self._checkpoint.tensors[name]
+            total.update(f"{name} {info.dtype} {list(info.shape)} {self._digests[name]}\n".encode())
+        return total.hexdigest()
+
+    def blocks(self, source: str, rows: int) -> Iterator[np.ndarray]:
+        """The first `rows` rows of a tensor in blocks of its own type.
+
+        Raises:
+            CheckpointError: a value is not finite.
+        """
+        info = self._checkpoint.tensors[source]
+        count = info.shape[0]
+        step = max(1, BLOCK_BYTES * count // max(info.bytes, 1))
+        digest = hashlib.sha256()
+        for start in range(0, count, step):
+            block = self._checkpoint.read_rows(source, start, min(start + step, count))
+            self._progress(block.nbytes)
+            digest.update(np.ascontiguousarray(block).view(np.uint8).data)
+            if not finite(block):
+                raise CheckpointError(
+                    f"tensor {source} holds NaN or infinity between rows {start} and {start + len(block) - 1}",
+                    cure="fetch the shard again; if it stays, the checkpoint itself is broken",
+                )
+            if start < rows:
+                yield block[: rows - start]
+        self._digests[source] = digest.hexdigest()
+
+    def converted(self, source: str, rows: int, dtype: TensorType) -> Iterator[np.ndarray]:
+        """As `blocks`, converted.
+
+        Raises:
+            ExportError: a value does not fit `dtype`.
+        """
+        kind = NUMPY_TYPES[dtype]
+        for block in self.blocks(source, rows):
+            if block.dtype == kind:
+                yield block
+                continue
+            wide = block.astype(np.float32)
+            with np.errstate(over="ignore"):
+                narrow = wide.astype(kind)
+            if not finite(narrow):
+                raise ExportError(
+                    f"tensor {source} reaches {np.abs(wide).max():.4g}, which does not fit {dtype}",
+                    cure="export with --dtype bf16 or --dtype fp32",
+                )
+            yield narrow
+
+    def row(self, source: str, index: int, dtype: TensorType) -> np.ndarray:
+        """One row as it will be stored, widened to float32 `[D]`; it counts as no progress."""
+        row = self._checkpoint.read_rows(source, index, index + 1)[0]
+        stored: np.ndarray = row.astype(np.float32).astype(NUMPY_TYPES[dtype]).astype(np.float32)
+        return stored
+
+    def write(self, weights: Iterable[Weight], path: Path) -> FileEntry:
+        """Writes the weights at their offsets into one file."""
+        with HashedFile(path) as file:
+            for weight in weights:
+                file.pad_to(weight.offset)
+                blocks = self.converted(weight.source, weight.rows, weight.dtype)
+                if weight.transposed:
+                    turned = np.empty(weight.shape, NUMPY_TYPES[weight.dtype])
+                    done = 0
+                    for block in blocks:
+                        turned[:, done : done + len(block)] = block.T
+                        done += len(block)
+                    file.write(turned)
+                else:
+                    for block in blocks:
+                        file.write(block)
+        return file.entry
+
+
+class HashedFile:
+    """A new file whose sha256 is taken while it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self._stream = path.open("xb")
+
+    def write(self, data: np.ndarray | bytes) -> None:
+        raw = (
+            memoryview(data) if isinstance(data, bytes) else np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+        )
+        for start in range(0, len(raw), BLOCK_BYTES):
+            piece = raw[start : start + BLOCK_BYTES]
+            self._stream.write(piece)
+            self._digest.update(piece)
+        self._size += len(raw)
+
+    def pad_to(self, offset: int) -> None:
+        self.write(bytes(offset - self._size))
+
+    @property
+    def entry(self) -> FileEntry:
+        return FileEntry(path=self._path.name, bytes=self._size, sha256=self._digest.hexdigest())
+
+    def __enter__(self) -> HashedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()

@@ -1,0 +1,60 @@
+"""Everything that can go wrong, as types.
+
+Every message says what happened, with the measured values, and ``cure`` says what to do
+about it. The command line prints both and exits with ``exit_code``, without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class LladavError(Exception):
+    """Base of all errors a user can meet.
+
+    Args:
+        what: what happened, with the values that decide it.
+        cure: the step that mends it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, cure: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.cure = cure
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  -> {self.cure}"
+
+
+class OptionError(LladavError):
+    """An option, or a combination of options, that means nothing."""
+
+    exit_code = 2
+
+
+class CheckpointError(LladavError):
+    """A checkpoint folder that cannot be read as a LLaDA-V model."""
+
+
+class ExportError(LladavError):
+    """An export that could not be finished; nothing was left behind."""
+
+
+class BundleError(LladavError):
+    """A bundle that is incomplete, altered, or made for another version."""
+
+
+class ImageError(LladavError):
+    """A picture or video that cannot be used."""
+
+
+class PromptError(LladavError):
+    """A prompt that cannot be encoded, or that fits no bucket of the bundle."""
+
+
+class BackendError(LladavError):
+    """A runtime library that is missing or refused the work."""
+
+
+class VerificationError(LladavError):
+    """Graphs whose outputs are further from PyTorch than their tolerance."""

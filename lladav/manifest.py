@@ -1,0 +1,182 @@
+"""The manifest: the one description of a bundle that every stage reads.
+
+It is validated strictly: unknown keys are refused, so that a typing error or a newer
+bundle never passes unnoticed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from lladav.errors import BundleError
+from lladav.geometry import Geometry
+
+SCHEMA_VERSION: Literal[1] = 1
+MANIFEST_NAME = "manifest.json"
+
+Precision = Literal["fp32", "fp16", "bf16"]
+TensorType = Literal["float32", "float16", "bfloat16", "int64"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(_Frozen):
+    """One graph input or output; a string in `shape` names a dimension that a bucket fixes."""
+
+    name: str
+    dtype: TensorType
+    shape: tuple[int | str, ...]
+
+
+class GraphSpec(_Frozen):
+    """One ONNX graph and the file that holds its weights."""
+
+    file: str
+    weights: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class TableSpec(_Frozen):
+    """A raw little-endian C-order array that the runtime maps into memory."""
+
+    file: str
+    dtype: TensorType
+    shape: tuple[int, ...]
+
+
+class Buckets(_Frozen):
+    """The sizes that shapes may take, ascending.
+
+    Attributes:
+        tiles: crops per pass of the vision encoder.
+        prompt: prompt positions (text and image) in the denoiser's window.
+        canvas: answer and suffix positions in the denoiser's window, and rows of logits.
+    """
+
+    tiles: tuple[PositiveInt, ...]
+    prompt: tuple[PositiveInt, ...]
+    canvas: tuple[PositiveInt, ...]
+
+
+class Preprocessing(_Frozen):
+    """The anyres rule of the authors, and how they pool video.
+
+    Attributes:
+        grid_pinpoints: candidate canvases (width, height) in pixels, multiples of the crop.
+        max_tiles: N of `anyres_max_N`; larger feature maps are interpolated down to it.
+            None leaves them as they are (`anyres`).
+        video_pool_stride: side of the square of features that one video token stands for.
+    """
+
+    crop_size: PositiveInt
+    grid_pinpoints: tuple[tuple[PositiveInt, PositiveInt], ...]
+    max_tiles: PositiveInt | None
+    mean: float = 0.5
+    std: float = 0.5
+    video_pool_stride: PositiveInt = 2
+    video_pool_mode: Literal["bilinear", "average"] = "bilinear"
+    video_newline: Literal["grid", "frame", "one_token", "no_token"] = "grid"
+
+
+class SpecialTokens(_Frozen):
+    """Ids with a role, looked up in the checkpoint's tokenizer.
+
+    Attributes:
+        mask_aliases: ids whose embedding lies within 1e-5 of the mask embedding in every
+            component, the mask itself included: the reference takes all of them for masks.
+        suppressed: ids that are never predicted.
+    """
+
+    bos: NonNegativeInt
+    eos: NonNegativeInt
+    mask: NonNegativeInt
+    start_header: NonNegativeInt
+    end_header: NonNegativeInt
+    end_of_turn: NonNegativeInt
+    suppressed: tuple[NonNegativeInt, ...]
+    mask_aliases: tuple[NonNegativeInt, ...]
+
+
+class GenerationDefaults(_Frozen):
+    """What `run` uses for options that are not given."""
+
+    gen_length: PositiveInt = 128
+    stop: tuple[str, ...] = ("<|eot_id|>",)
+    system_prompt: str
+
+
+class CheckpointIdentity(_Frozen):
+    """Where the weights came from: `fingerprint` is a sha256 over names, shapes and values."""
+
+    fingerprint: str
+    dtype: str
+    model_type: str
+
+
+class FileEntry(_Frozen):
+    """One file of the bundle; `path` is relative and uses forward slashes."""
+
+    path: str
+    bytes: NonNegativeInt
+    sha256: str
+
+
+class Manifest(_Frozen):
+    """See docs/bundle.md for the meaning of each part."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    precision: Precision
+    geometry: Geometry
+    graphs: dict[str, GraphSpec]
+    tables: dict[str, TableSpec]
+    buckets: Buckets
+    preprocessing: Preprocessing | None
+    tokens: SpecialTokens
+    max_prompt: PositiveInt = Field(description="prompt positions beyond this are cut off, as the authors do")
+    generation: GenerationDefaults
+    checkpoint: CheckpointIdentity
+    versions: dict[str, str]
+    files: tuple[FileEntry, ...]
+
+    def write(self, folder: Path) -> None:
+        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        (folder / MANIFEST_NAME).write_text(text + "\n", "utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Reads and validates `folder/manifest.json`.
+
+        Raises:
+            BundleError: it is missing, not JSON, of another schema version, or has unknown,
+                missing or impossible values.
+        """
+        path = folder / MANIFEST_NAME
+        again = "export the checkpoint again with `lladav export CHECKPOINT BUNDLE`"
+        if not folder.is_dir():
+            raise BundleError(f"{folder} is not a folder, so it is no bundle", cure="pass the folder that export wrote")
+        if not path.is_file():
+            raise BundleError(
+                f"{folder} holds no {MANIFEST_NAME}: it is no bundle, or its export never finished", cure=again
+            )
+        try:
+            raw = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path} cannot be read as JSON: {error}", cure=again) from error
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise BundleError(
+                f"{path} has schema version {version}; this lladav reads up to {SCHEMA_VERSION}",
+                cure="upgrade with `pip install -U lladav`, or export again with this version",
+            )
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors()[:8])
+            raise BundleError(f"{path} is not a valid manifest: {faults}", cure=again) from error

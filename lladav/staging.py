@@ -1,0 +1,86 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lladav.errors import ExportError
+
+
+@contextmanager
+def staged_folder(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
+    """Yields a hidden folder beside `target` that becomes `target` when the block succeeds.
+
+    It is locked while in use, so that what a killed process left behind is recognised and
+    removed by the next one. On any exception, Ctrl-C included, it is deleted.
+
+    Args:
+        target: must not exist yet.
+        needed_bytes: free space asked for before anything is written.
+
+    Raises:
+        ExportError: `target` exists, another process writes it, or the disk is or runs full.
+    """
+    target = target.absolute()
+    if target.exists():
+        raise ExportError(f"{target} exists already", cure="choose another name or remove it first")
+    staging = target.parent / f".{target.name}.partial"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(staging, target)
+        free = shutil.disk_usage(target.parent).free
+        if free < needed_bytes:
+            raise ExportError(
+                f"{target} needs {needed_bytes / 1e9:.2f} GB and {target.parent} has {free / 1e9:.2f} GB free",
+                cure="free some space or choose a path on another disk",
+            )
+        staging.mkdir()
+        lock = os.open(staging, os.O_RDONLY)
+    except OSError as error:
+        raise ExportError(f"{target} cannot be written: {error}", cure="choose a folder you may write to") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield staging
+        for file in staging.rglob("*"):
+            _sync(file)
+        _sync(staging)
+        staging.rename(target)
+        _sync(target.parent)
+    except BaseException as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise ExportError(
+                f"{target} could not be written: {error}; nothing was left behind",
+                cure="free some space and run it again" if full else "check the disk and run it again",
+            ) from error
+        raise
+    finally:
+        os.close(lock)
+
+
+def _remove_abandoned(staging: Path, target: Path) -> None:
+    if not staging.exists():
+        return
+    lock = os.open(staging, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ExportError(f"another process is writing {target}", cure="wait for it, or choose another name") from error
+    finally:
+        os.close(lock)
+    shutil.rmtree(staging)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

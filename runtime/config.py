@@ -1,0 +1,101 @@
+"""What can be chosen about an answer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from lladav.errors import OptionError
+
+
+class GenerationConfig(BaseModel):
+    """Options of one answer, with the authors' names and meanings (`generate_with_embeds`).
+
+    Attributes:
+        gen_length: masks to fill; the bundle's default when None.
+        block_length: blocks are filled from left to right; None is one block of `gen_length`.
+        steps: denoising steps over all blocks; None is one per token.
+        temperature: of Gumbel sampling; 0 takes the likeliest token.
+        seed: of sampling and of random remasking; the same seed gives the same answer.
+        cfg_scale: classifier-free guidance against a prompt of masks; 0 is off.
+        remasking: how positions are ranked for being committed.
+        stop: texts that end the answer. None is the chat template's end of turn for a text
+            prompt and nothing for a prompt given as ids.
+        stop_ids: further stops as token ids, looked for after `stop`.
+        suffix: text pinned behind the canvas, which the model sees and the answer ends with.
+        suffix_ids: the same as token ids; not both.
+        image_aspect: `anyres` cuts pictures into crops; `pad` is the authors' harness for several
+            pictures, one gray-padded crop each.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gen_length: PositiveInt | None = None
+    block_length: PositiveInt | None = None
+    steps: PositiveInt | None = None
+    temperature: NonNegativeFloat = Field(default=0.0, allow_inf_nan=False)
+    seed: NonNegativeInt = 0
+    cfg_scale: NonNegativeFloat = Field(default=0.0, allow_inf_nan=False)
+    remasking: Literal["low_confidence", "random"] = "low_confidence"
+    stop: tuple[str, ...] | None = None
+    stop_ids: tuple[tuple[NonNegativeInt, ...], ...] = ()
+    suffix: str | None = None
+    suffix_ids: tuple[NonNegativeInt, ...] = ()
+    image_aspect: Literal["anyres", "pad"] = "anyres"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GenerationConfig:
+        if self.suffix and self.suffix_ids:
+            raise ValueError("suffix and suffix_ids cannot both be given")
+        if any(not ids for ids in self.stop_ids) or any(not text for text in self.stop or ()):
+            raise ValueError("a stop must not be empty")
+        return self
+
+
+class Schedule(BaseModel):
+    """Lengths and steps with every default filled in and checked against one another."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gen_length: PositiveInt
+    block_length: PositiveInt
+    steps: PositiveInt
+
+    @classmethod
+    def of(cls, config: GenerationConfig, default_length: int) -> Schedule:
+        """Fills defaults in.
+
+        Raises:
+            OptionError: lengths or steps do not divide evenly.
+        """
+        length = config.gen_length or default_length
+        block = config.block_length or length
+        steps = config.steps or length
+        if block > length or length % block:
+            fitting = [n for n in range(1, length + 1) if length % n == 0]
+            raise OptionError(
+                f"gen_length {length} is not a multiple of block_length {block}",
+                cure=f"choose a block_length among {', '.join(map(str, fitting))}, or another gen_length",
+            )
+        blocks = length // block
+        if steps < blocks or steps % blocks:
+            below, above = max(blocks, steps - steps % blocks), steps - steps % blocks + blocks
+            raise OptionError(
+                f"{steps} steps cannot be shared evenly by {blocks} blocks ({length} tokens in blocks of {block})",
+                cure=f"choose --steps {below}" + (f" or {above}" if above != below else ""),
+            )
+        return cls(gen_length=length, block_length=block, steps=steps)
+
+    @property
+    def blocks(self) -> int:
+        return self.gen_length // self.block_length
+
+    @property
+    def steps_per_block(self) -> int:
+        return self.steps // self.blocks
+
+    def transfers(self, masked: int) -> list[int]:
+        """How many positions each step of a block with `masked` masks commits."""
+        base, extra = divmod(masked, self.steps_per_block)
+        return [base + (i < extra) for i in range(self.steps_per_block)]

@@ -1,0 +1,249 @@
+"""Pictures in, crops out: the anyres preprocessing of the authors, byte for byte.
+
+The behaviour is that of `llava/mm_utils.py` and of the image processor in
+`llava/model/multimodal_encoder/siglip_encoder.py`, recorded in tests. Its oddities are kept,
+since the model was trained with them: the base crop does not keep the aspect ratio, alpha is
+dropped rather than blended, and orientation tags are ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lladav.errors import ImageError
+from lladav.manifest import Preprocessing
+
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Source = str | Path | bytes | Image.Image | Pixels
+
+MAX_PIXELS = 178_956_970
+"""Largest picture that is decoded unless the caller says otherwise; where Pillow itself refuses."""
+
+# Modes that Pillow both resizes and converts to RGB, and whose values are 8 bit.
+_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"})
+_GRAY = (127, 127, 127)
+_RESAMPLED_SHA256 = "a445b853c88877089be9c2f1b0e108591766e4f60fbf5a22f1ed8bb28d2d5b0d"
+_pillow_limit = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Crops:
+    """One picture, ready for the vision tower.
+
+    Attributes:
+        pixels: uint8 `[1 + gw * gh, S, S, 3]`: the whole picture, then the grid row by row.
+        size: width and height of the picture in pixels.
+        grid: columns and rows `(gw, gh)`; `(0, 0)` where there is only the base crop.
+    """
+
+    pixels: Pixels
+    size: tuple[int, int]
+    grid: tuple[int, int]
+
+
+def open_image(source: Source, *, exif: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Reads a picture completely, so that whatever is wrong with it shows here.
+
+    Args:
+        source: a file, its bytes, a Pillow image, or uint8 RGB `[H, W, 3]`. Of a file with
+            several frames the first is taken, as the reference does.
+        exif: turn the picture upright as its orientation tag says; the reference does not.
+        max_pixels: width times height above which nothing is decoded.
+
+    Raises:
+        ImageError: missing, empty, truncated or not a picture; too large; of a mode with more
+            than 8 bits per channel.
+    """
+    name = _name(source)
+    if isinstance(source, np.ndarray):
+        return _load(_from_array(source), name, exif, max_pixels)
+    if isinstance(source, Image.Image):
+        return _load(source, name, exif, max_pixels)
+    with _stream(source, name) as stream:
+        return _load(_identify(stream, name), name, exif, max_pixels)
+
+
+def _stream(source: str | Path | bytes, name: str) -> IO[bytes]:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    try:
+        return Path(source).open("rb")
+    except FileNotFoundError as error:
+        raise ImageError(f"{name} does not exist", cure="check the path; addresses are not downloaded") from error
+    except (OSError, ValueError) as error:
+        raise ImageError(
+            f"{name} cannot be read: {error}", cure="pass a picture file that this user may read"
+        ) from error
+
+
+def _name(source: Source) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    return {bytes: "the picture in memory", np.ndarray: "the array"}.get(type(source), "the Pillow image")
+
+
+def _from_array(array: Pixels) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise ImageError(
+            f"the array is {array.dtype} {list(array.shape)}, which is no picture",
+            cure="pass uint8 [height, width, 3] in RGB order",
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _identify(stream: IO[bytes], name: str) -> Image.Image:
+    try:
+        with _without_pillow_limit():
+            return Image.open(stream)
+    except UnidentifiedImageError as error:
+        size = stream.seek(0, io.SEEK_END)
+        if not size:
+            raise ImageError(f"{name} is empty (0 bytes)", cure="copy the file again") from error
+        raise ImageError(
+            f"{name} ({size:,} bytes) is not a picture that Pillow recognises",
+            cure="pass a PNG, JPEG, WebP, BMP, GIF or TIFF file",
+        ) from error
+    # Decoders raise almost anything on damaged bytes: OSError, SyntaxError, struct.error, ...
+    except Exception as error:
+        raise ImageError(
+            f"{name} has a damaged header: {error}", cure="copy the file again, or save it as PNG"
+        ) from error
+
+
+@contextmanager
+def _without_pillow_limit() -> Iterator[None]:
+    """Leaves the decision to `max_pixels`: Pillow's own limit is one number for the whole process.
+
+    It is lifted only while a header is read, which decodes no pixel.
+    """
+    with _pillow_limit:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _load(image: Image.Image, name: str, exif: bool, max_pixels: int) -> Image.Image:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} is {width} x {height} pixels", cure="pass a picture with at least one pixel")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name} has {width} x {height} = {width * height:,} pixels; the limit is {max_pixels:,}",
+            cure="scale it down, or raise the limit with open_image(..., max_pixels=N) if you trust the file",
+        )
+    if image.mode not in _MODES:
+        raise ImageError(
+            f"{name} has mode {image.mode}, which has no plain 8-bit meaning",
+            cure="convert it to 8 bits per channel: scale its values to 0..255 and save it as RGB",
+        )
+    try:
+        image.load()
+        return ImageOps.exif_transpose(image) if exif else image
+    except Exception as error:
+        raise ImageError(
+            f"{name} cannot be decoded: {error}", cure="copy the file again; it is truncated or damaged"
+        ) from error
+
+
+def choose_grid(size: tuple[int, int], pre: Preprocessing) -> tuple[int, int]:
+    """Columns and rows of crops for a picture of `size` (width, height).
+
+    Takes the canvas that keeps the most of the picture's pixels, then the one that wastes the
+    least (`select_best_resolution` in `llava/mm_utils.py`).
+    """
+    width, height = size
+
+    def merit(canvas: tuple[int, int]) -> tuple[int, int]:
+        scale = min(canvas[0] / width, canvas[1] / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        return kept, kept - canvas[0] * canvas[1]
+
+    best = max(pre.grid_pinpoints, key=merit)
+    return best[0] // pre.crop_size, best[1] // pre.crop_size
+
+
+def preprocess(image: Image.Image, pre: Preprocessing, aspect: Literal["anyres", "pad"] = "anyres") -> Crops:
+    """Cuts a picture into crops.
+
+    Args:
+        image: as `open_image` returns it.
+        pre: the checkpoint's rule.
+        aspect: "anyres" for one picture, as in the authors' demo; "pad" for a single crop of the
+            picture on a gray square, as their evaluation does when there are several pictures.
+    """
+    side = pre.crop_size
+    if aspect == "pad":
+        # RGB first: it changes nothing for RGB and RGBA, and the reference fails on most other modes.
+        square = _pad_to_square(image.convert("RGB"))
+        return Crops(_rgb(square.resize((side, side), Image.Resampling.BICUBIC))[None], image.size, (0, 0))
+    columns, rows = grid = choose_grid(image.size, pre)
+    pixels = np.empty((1 + columns * rows, side, side, 3), np.uint8)
+    pixels[0] = _rgb(image.resize((side, side)))
+    tiles = _rgb(_fit(image, (columns * side, rows * side))).reshape(rows, side, columns, side, 3)
+    pixels[1:] = tiles.swapaxes(1, 2).reshape(-1, side, side, 3)
+    return Crops(pixels, image.size, grid)
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    return np.asarray(image.convert("RGB"))
+
+
+def _fit(image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
+    """The picture, as large as fits, centred on black; resized in its own mode (`resize_and_pad_image`)."""
+    width, height = canvas
+    by_width, by_height = width / image.width, height / image.height
+    if by_width < by_height:
+        size = width, min(math.ceil(image.height * by_width), height)
+    else:
+        size = min(math.ceil(image.width * by_height), width), height
+    whole = Image.new("RGB", canvas)
+    whole.paste(image.resize(size), ((width - size[0]) // 2, (height - size[1]) // 2))
+    return whole
+
+
+def _pad_to_square(image: Image.Image) -> Image.Image:
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), _GRAY)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def pixel_values(crops: Pixels, out: Floats | None = None, *, mean: float = 0.5, std: float = 0.5) -> Floats:
+    """Crops as the vision graph takes them: uint8 `[T, S, S, 3]` -> float32 `[T, 3, S, S]`.
+
+    There are only 256 values, so each is rounded once as the reference rounds it: scaled by
+    1/255 in double, then centred in single precision.
+    """
+    values = ((np.arange(256) * (1 / 255.0)).astype(np.float32) - np.float32(mean)) / np.float32(std)
+    channels_first = crops.transpose(0, 3, 1, 2)
+    if out is None:
+        out = np.empty(channels_first.shape, np.float32)
+    # No value of a byte is out of range; "clip" only spares numpy a buffer as large as `out`.
+    return np.take(values, channels_first, out=out, mode="clip")
+
+
+def resampling_is_reference() -> bool:
+    """Whether this Pillow resizes as the one that the reference was recorded with.
+
+    True for 10.3 to 12.x. Pillow 13 swaps the two passes for shapes like this one, which moves
+    sharp edges by several gray levels.
+    """
+    y, x = np.mgrid[0:64, 0:23]
+    pattern = np.stack([((x * x + 3 * y * y * x + c * y) % 7 < 3) * np.uint8(255) for c in (1, 2, 5)], axis=-1)
+    resized = Image.fromarray(pattern).resize((32, 32)).tobytes()
+    return hashlib.sha256(resized).hexdigest() == _RESAMPLED_SHA256

@@ -1,0 +1,77 @@
+"""ONNX Runtime sessions on the CPU, and passes bound to preallocated buffers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lladav.bundle import Bundle
+from lladav.errors import BackendError
+
+NUMPY_TYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
+# Added to the attention score of a padded key. Its exponential is 0 beside any real score, and
+# float16 and bfloat16 hold it exactly.
+PADDED = -30000.0
+
+
+def open_session(bundle: Bundle, graph: str, threads: int | None) -> Any:
+    """An ONNX Runtime session of one of the bundle's graphs.
+
+    Args:
+        bundle: an open bundle.
+        graph: its name in the manifest.
+        threads: of one operator; None is one per physical core.
+
+    Raises:
+        BackendError: ONNX Runtime is missing, or cannot run the graph.
+    """
+    if bundle.manifest.precision == "bf16":
+        raise BackendError(
+            f"{bundle.path} is in bf16, which ONNX Runtime cannot multiply on the CPU; it is meant for engines",
+            cure="export the checkpoint with --dtype fp32 or --dtype fp16 to run it here",
+        )
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise BackendError(f"onnxruntime cannot be imported: {error}", cure="pip install onnxruntime") from error
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    path = bundle.file(bundle.manifest.graphs[graph].file)
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises its own family of types
+        raise BackendError(
+            f"ONNX Runtime {ort.__version__} cannot load {path.name}: {error}",
+            cure="run `lladav inspect BUNDLE --checksums` to see whether the bundle is whole",
+        ) from error
+
+
+class BoundPass:
+    """A session whose inputs and outputs are fixed arrays: `run()` copies and allocates nothing.
+
+    Args:
+        session: from `open_session`.
+        inputs: array for every input of the graph.
+        outputs: array for every output that is wanted.
+    """
+
+    def __init__(self, session: Any, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self._session = session
+        self._binding = session.io_binding()
+        for name, array in inputs.items():
+            self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def run(self) -> None:
+        self._session.run_with_iobinding(self._binding)
+
+
+def smallest_fitting(buckets: tuple[int, ...], size: int) -> int | None:
+    """The smallest bucket that holds `size`, or None."""
+    return next((bucket for bucket in buckets if bucket >= size), None)

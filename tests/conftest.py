@@ -1,0 +1,52 @@
+"""Shared fixtures; what needs the golden outputs skips, with the reason, where they are absent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from benchmarks.parity import GoldenSet
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+class Goldens(NamedTuple):
+    """`facts` is goldens.json, `arrays` is goldens.npz."""
+
+    facts: dict[str, Any]
+    arrays: Mapping[str, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not (SHARED / "parity" / "goldens.json").is_file():
+        pytest.skip("the golden outputs (../shared) are not on this machine")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def goldens(shared: Path) -> Iterator[Goldens]:
+    parity = shared / "parity"
+    with np.load(parity / "goldens.npz") as arrays:
+        yield Goldens(json.loads((parity / "goldens.json").read_text("utf-8")), arrays)
+
+
+@pytest.fixture(scope="session")
+def golden_set(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> GoldenSet:
+    """The golden cases with their checkpoints and bundles, each made once."""
+    from benchmarks.parity import GoldenSet
+
+    return GoldenSet(shared, tmp_path_factory.mktemp("golden"))
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint(golden_set: GoldenSet) -> Callable[[str], Path]:
+    """The checkpoint that golden cases call "fp32", "bf16" or "patched"."""
+    return golden_set.checkpoint

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lladav.runtime.sampling import Sampler, guide
+
+
+def sampler(size: int, suppressed: tuple[int, ...] = (), temperature: float = 0.0, seed: int = 0) -> Sampler:
+    return Sampler(size, suppressed, temperature, np.random.default_rng(seed))
+
+
+@given(st.lists(st.floats(-60, 60, width=32), min_size=3, max_size=200), st.integers(0, 2))
+def test_confidence_is_the_float64_softmax(row: list[float], banned: int) -> None:
+    logits = np.array(row, np.float32)
+    expected = logits.astype(np.float64)
+    expected[banned] = -np.inf
+    expected = np.exp(expected - expected.max())
+    expected /= expected.sum()
+
+    token, confidence = sampler(len(row), (banned,)).pick(logits.copy())
+    assert token == int(np.argmax(expected))
+    assert confidence == pytest.approx(expected[token], rel=1e-5)
+
+
+def test_lowest_id_wins_a_tie() -> None:
+    assert sampler(5).pick(np.array([0, 3, 1, 3, 3], np.float32))[0] == 1
+
+
+def test_confidences_next_to_one_keep_their_order() -> None:
+    surer = sampler(3).pick(np.array([30, 0, 0], np.float32))[1]
+    less = sampler(3).pick(np.array([29, 0, 0], np.float32))[1]
+    assert 1 > surer > less
+
+
+def test_sampling_follows_the_distribution_and_the_seed() -> None:
+    logits = np.log(np.array([0.6, 0.3, 0.1], np.float32))
+
+    def draw(seed: int) -> list[int]:
+        one = sampler(3, temperature=1.0, seed=seed)
+        return [one.pick(logits.copy())[0] for _ in range(4000)]
+
+    shares = np.bincount(draw(1), minlength=3) / 4000
+    assert np.abs(shares - [0.6, 0.3, 0.1]).max() < 0.03
+    assert draw(2) == draw(2) != draw(3)
+
+
+def test_sampled_confidence_is_free_of_noise() -> None:
+    logits = np.log(np.array([0.6, 0.3, 0.1], np.float32))
+    for seed in range(20):
+        token, confidence = sampler(3, temperature=2.0, seed=seed).pick(logits.copy())
+        assert confidence == pytest.approx([0.6, 0.3, 0.1][token], rel=1e-5)
+
+
+def test_suppressed_tokens_are_never_sampled() -> None:
+    one = sampler(3, (0,), temperature=5.0)
+    assert all(one.pick(np.array([50, 0, 0], np.float32))[0] != 0 for _ in range(200))
+
+
+def test_guidance() -> None:
+    conditional, unconditional = np.array([1.0, 2.0], np.float32), np.array([0.5, 3.0], np.float32)
+    guide(conditional, unconditional, 1.5)
+    np.testing.assert_allclose(conditional, [0.5 + 2.5 * 0.5, 3.0 + 2.5 * -1.0])
