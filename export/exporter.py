@@ -80,9 +80,7 @@ def export(
     """
     config = config or ExportConfig()
     source = Checkpoint.open(checkpoint)
-    rows = min(tokenizer_length(source), _embedding_rows(source))
-    if config.vocab_rows == "all":
-        rows = _embedding_rows(source)
+    rows = _vocabulary_rows(source, config)
     geometry = read_geometry(source, rows)
     tokens = read_tokens(source)
     check_coverage(source, geometry)
@@ -137,13 +135,20 @@ def build_graphs(geometry: Geometry, compute: TensorType) -> list[GraphBuilder]:
     return graphs
 
 
-def _embedding_rows(source: Checkpoint) -> int:
+def _vocabulary_rows(source: Checkpoint, config: ExportConfig) -> int:
+    """How many rows of embedding and head are used."""
     info = source.tensors.get(EMBEDDING)
     if info is None or len(info.shape) != 2:
         raise CheckpointError(
             f"{source.path} has no embedding table {EMBEDDING}", cure="pass a folder with all of LLaDA-V's shards"
         )
-    return int(info.shape[0])
+    rows, needed = int(info.shape[0]), tokenizer_length(source)
+    if rows < needed:
+        raise CheckpointError(
+            f"the tokenizer has {needed:,} tokens, but {EMBEDDING} only {rows:,} rows",
+            cure="fetch the tokenizer files that belong to these weights",
+        )
+    return rows if config.vocab_rows == "all" else needed
 
 
 def _used_bytes(source: Checkpoint, builders: list[GraphBuilder], geometry: Geometry) -> int:
@@ -184,8 +189,9 @@ def _write_tables(
 
 
 def _buckets(config: ExportConfig, max_prompt: int) -> Buckets:
-    prompt = tuple(size for size in config.prompt_buckets if size <= max_prompt)
-    return Buckets(tiles=config.tile_buckets, prompt=prompt or (max_prompt,), canvas=config.canvas_buckets)
+    """Prompts are cut at `max_prompt`, so no bucket need be larger."""
+    prompt = sorted({min(size, max_prompt) for size in config.prompt_buckets})
+    return Buckets(tiles=config.tile_buckets, prompt=tuple(prompt), canvas=config.canvas_buckets)
 
 
 def _generation_defaults(source: Checkpoint) -> GenerationDefaults:

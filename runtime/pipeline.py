@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 from pydantic import ValidationError
 
 from lladav.bundle import Bundle
@@ -19,7 +21,7 @@ from lladav.runtime.config import GenerationConfig, Schedule
 from lladav.runtime.denoise import DenoisingLoop, Request
 from lladav.runtime.denoiser import Denoiser
 from lladav.runtime.embedding import EmbeddingTable, merge_prompt
-from lladav.runtime.images import Source, open_image, preprocess
+from lladav.runtime.images import MAX_PIXELS, Source, open_image, preprocess, resampling_is_reference
 from lladav.runtime.prompt import IMAGE_TOKEN, ChatTokenizer, Message, with_images
 from lladav.runtime.results import Answer, StepEvent
 from lladav.runtime.video import preprocess_frames, read_frames
@@ -35,9 +37,10 @@ DEFAULT_FRAMES = 32
 class Pipeline:
     """A loaded bundle. Use `Pipeline.load`."""
 
-    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None, max_pixels: int) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
+        self.max_pixels = max_pixels
         self.tokenizer = ChatTokenizer(
             bundle.file("tokenizer.json"), manifest.tokens, manifest.generation.system_prompt
         )
@@ -47,12 +50,13 @@ class Pipeline:
         self._vision: VisionEncoder | None = None
 
     @classmethod
-    def load(cls, bundle: str | Path, threads: int | None = None) -> Pipeline:
+    def load(cls, bundle: str | Path, threads: int | None = None, max_pixels: int = MAX_PIXELS) -> Pipeline:
         """Opens a bundle and loads its denoiser; the vision encoder follows with the first picture.
 
         Args:
             bundle: folder made by `lladav export`.
             threads: of one graph operator; None is one per physical core.
+            max_pixels: pictures with more pixels are refused before they are decoded.
 
         Raises:
             BundleError: the bundle is damaged, unfinished or too new.
@@ -62,11 +66,17 @@ class Pipeline:
             raise OptionError(
                 f"{threads} threads cannot run anything", cure="pass --threads 1 or more, or leave it out"
             )
-        return cls(Bundle.open(bundle), threads)
+        return cls(Bundle.open(bundle), threads, max_pixels)
 
     @property
     def vision(self) -> VisionEncoder:
         if self._vision is None:
+            if not resampling_is_reference():
+                warnings.warn(
+                    f"Pillow {PIL.__version__} scales pictures to other pixels than the authors' code, so answers may "
+                    "differ; install one of `pillow>=10.3,<13`",
+                    stacklevel=2,
+                )
             self._vision = VisionEncoder(self.bundle, self._threads)
         return self._vision
 
@@ -196,7 +206,7 @@ class Pipeline:
         """What the language model sees of one picture: rows `[n, D]` float32."""
         clock = clock or Clock()
         with clock.stage("preprocess"):
-            picture = open_image(source, exif=exif)
+            picture = open_image(source, exif=exif, max_pixels=self.max_pixels)
             crops = preprocess(picture, self.vision.preprocessing, aspect)
         features, spent = self.vision.encode(crops.pixels)
         clock.add(spent)
@@ -211,7 +221,7 @@ class Pipeline:
     def _video_rows(self, source: str | Path | Sequence[str | Path], limit: int, clock: Clock) -> Floats:
         """Rows of one video, `[n, D]` float32."""
         with clock.stage("preprocess"):
-            crops = preprocess_frames(read_frames(source, limit), self.vision.preprocessing)
+            crops = preprocess_frames(read_frames(source, limit, max_pixels=self.max_pixels), self.vision.preprocessing)
         features, spent = self.vision.encode(crops)
         clock.add(spent)
         with clock.stage("merge"):

@@ -27,9 +27,9 @@ class Sampler:
     def pick(self, logits: np.ndarray) -> tuple[int, float]:
         """Token and its probability, free of noise.
 
-        The reference takes the softmax in float64. Here exponentials are float32 and their sum
-        float64: relative to the largest logit, so that a confidence next to 1 keeps the
-        small difference that ranks it.
+        The reference takes the softmax in float64. Here exponentials are float32, relative to
+        the largest logit, whose own 1 is added last and in float64: so a confidence next to
+        1 keeps the small difference that ranks it.
 
         Args:
             logits: `[V]` float32; suppressed entries are overwritten.
@@ -38,9 +38,10 @@ class Sampler:
         likeliest = int(logits.argmax())
         token = likeliest if self._temperature == 0 else self._sampled(logits)
         np.subtract(logits, logits[likeliest], out=self._exponentials)
-        share = float(np.exp(np.float64(self._exponentials[token])))
         np.exp(self._exponentials, out=self._exponentials)
-        return token, share / float(np.add.reduce(self._exponentials, dtype=np.float64))
+        share = float(self._exponentials[token])
+        self._exponentials[likeliest] = 0.0
+        return token, share / (1.0 + float(self._exponentials.sum()))
 
     def _sampled(self, logits: np.ndarray) -> int:
         """`argmax(exp(logits) / (-log u) ** T)`, taken in logarithms."""

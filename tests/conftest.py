@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
+from tiny import write_tiny_checkpoint
+
+from lladav.export import ExportConfig, export
 
 if TYPE_CHECKING:
     from benchmarks.parity import GoldenSet
@@ -50,3 +54,21 @@ def golden_set(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Golden
 def golden_checkpoint(golden_set: GoldenSet) -> Callable[[str], Path]:
     """The checkpoint that golden cases call "fp32", "bf16" or "patched"."""
     return golden_set.checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole checkpoint of a few hundred kilobytes; not to be changed."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path) -> Path:
+    """Its bundle in fp32; not to be changed."""
+    return export(tiny_checkpoint, tiny_checkpoint.parent / "bundle", ExportConfig(dtype="fp32", verify=False)).path
+
+
+@pytest.fixture
+def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle to be damaged."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))

@@ -1,0 +1,127 @@
+"""What a verification reports, and how much a precision may deviate from PyTorch in float32."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lladav.errors import VerificationError
+from lladav.manifest import Precision
+
+Floats = npt.NDArray[np.float32]
+
+
+class Tolerance(NamedTuple):
+    """Largest difference allowed, relative to the largest magnitude of the reference.
+
+    Attributes:
+        stored: of values that were only converted: half a unit in the last place.
+        layer: of one layer on PyTorch's input, relative to what it adds to the residual stream.
+        whole: of what all layers compute one after the other.
+    """
+
+    stored: float
+    layer: float
+    whole: float
+
+
+TOLERANCES: dict[Precision, Tolerance] = {
+    "fp32": Tolerance(stored=0.0, layer=1e-4, whole=1e-3),
+    "fp16": Tolerance(stored=2.0**-11, layer=1e-2, whole=5e-2),
+    "bf16": Tolerance(stored=2.0**-8, layer=1e-1, whole=5e-1),
+}
+# Rounding of the residual stream itself, which is float32 in every precision.
+_RESIDUAL = 4 * 2.0**-23
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        component: vision_encoder, connector, prompt, denoiser or denoising.
+        what: which output, and on which input.
+        max_abs_error: largest difference; None where nothing was compared.
+        tolerance: what it may be.
+        note: where the largest difference is, or why nothing was compared.
+    """
+
+    component: str
+    what: str
+    max_abs_error: float | None
+    tolerance: float | None
+    passed: bool
+    note: str = ""
+
+    def __str__(self) -> str:
+        measured = "" if self.max_abs_error is None else f": {self.max_abs_error:.3g} (tolerance {self.tolerance:.3g})"
+        return f"{self.component}, {self.what}{measured}" + (f", {self.note}" if self.note else "")
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """All comparisons in the order of the computation, and how long they took."""
+
+    rows: tuple[Row, ...]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return all(row.passed for row in self.rows)
+
+
+class DeviationError(VerificationError):
+    """A verification that failed, with its report."""
+
+    def __init__(self, bundle: Path, report: VerificationReport) -> None:
+        failed = "".join(f"\n  {row}" for row in report.rows if not row.passed)
+        super().__init__(
+            f"{bundle} does not compute what the checkpoint computes in PyTorch:{failed}",
+            cure="mend the first of these, the others may follow from it: see that the checkpoint is the one that was "
+            "exported, and the bundle whole (`lladav inspect BUNDLE --checksums`), or export in a wider --dtype",
+        )
+        self.report = report
+
+
+class Comparison:
+    """The worst of several differences under one heading.
+
+    Args:
+        component: see `Row`.
+        what: see `Row`.
+        relative: see `Tolerance`.
+
+    Attributes:
+        row: the difference that is the largest beside its tolerance.
+    """
+
+    def __init__(self, component: str, what: str, relative: float) -> None:
+        self._heading = (component, what)
+        self._relative = relative
+        self._share = -1.0
+        self.row = Row(component, what, None, None, True)
+
+    def add(self, got: Floats, expected: Floats, where: str = "", *, before: Floats | None = None) -> None:
+        """Compares two arrays of one shape.
+
+        Args:
+            where: becomes the note if this is the worst.
+            before: what the reference was added to; the tolerance is relative to what was added.
+        """
+        error = float(np.abs(got - expected).max())
+        magnitude = float(np.abs(expected).max())
+        if before is None:
+            tolerance = self._relative * magnitude
+        else:
+            tolerance = self._relative * float(np.abs(expected - before).max()) + _RESIDUAL * magnitude
+        share = error / tolerance if tolerance else (math.inf if error else 0.0)
+        if math.isnan(share):
+            share = math.inf
+        if share > self._share:
+            self._share = share
+            self.row = Row(*self._heading, error, tolerance, share <= 1, where)

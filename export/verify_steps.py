@@ -1,0 +1,119 @@
+"""The runtime's denoising loop beside the PyTorch model, step by step on the same canvas."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import torch
+
+from lladav.bundle import Bundle
+from lladav.export.reference import LladaV
+from lladav.export.streamed_reference import StreamedReference
+from lladav.export.verification import TOLERANCES, Row
+from lladav.manifest import SpecialTokens
+from lladav.runtime.config import GenerationConfig, Schedule
+from lladav.runtime.denoise import DenoisingLoop, Request
+from lladav.runtime.denoiser import Denoiser
+from lladav.runtime.embedding import EmbeddingTable
+from lladav.runtime.results import StepEvent
+
+Floats = npt.NDArray[np.float32]
+
+GEN_LENGTH, STEPS = 8, 4
+# Bytes per parameter of the model in float32 and of an ONNX Runtime session, which keeps the file
+# mapped, may widen it to float32 and packs it once more.
+_MODEL_BYTES, _SESSION_BYTES = 4, {"fp32": 8, "fp16": 10}
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def compare_steps(bundle: Bundle, reference: StreamedReference, prompt: Floats) -> list[Row]:
+    """One row per denoising step, or a single one that says why there are none.
+
+    Args:
+        bundle: what is verified.
+        reference: of the same checkpoint.
+        prompt: `[P, D]`.
+    """
+    manifest = bundle.manifest
+    if manifest.precision == "bf16":
+        return [_skipped("ONNX Runtime cannot multiply bf16 on the CPU; the layers above were widened to float32")]
+    weights = bundle.file(manifest.graphs["denoiser"].weights).stat().st_size
+    parameters = weights // (2 if manifest.precision == "fp16" else 4)
+    needed = parameters * (_MODEL_BYTES + _SESSION_BYTES[manifest.precision]) + (1 << 28)
+    available = available_memory()
+    if needed > available:
+        return [_skipped(f"needs {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are available")]
+    prompt = prompt[: manifest.buckets.prompt[-1]]
+    length = min(GEN_LENGTH, manifest.buckets.canvas[-1])
+    config = GenerationConfig(gen_length=length, steps=min(STEPS, length))
+    table = EmbeddingTable(bundle.file(manifest.tables["embed_tokens"].file), manifest.tables["embed_tokens"])
+    request = Request(prompt, Schedule.of(config, length), config, (), ())
+    loop = _ComparedLoop(Denoiser(bundle), table, manifest.tokens, request, reference.whole())
+    return [loop.row(event, TOLERANCES[manifest.precision].whole) for event in loop]
+
+
+def available_memory() -> int:
+    """Bytes this process may still use: of the machine, of its container, of its own limit."""
+    limits = [psutil.virtual_memory().available]
+    if (_CGROUP / "memory.max").is_file():
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        if limit != "max":
+            limits.append(int(limit) - int(used))
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        limits.append(soft - psutil.Process().memory_info().vms)
+    return max(0, min(limits))
+
+
+def _skipped(why: str) -> Row:
+    return Row("denoising", "steps", None, None, True, f"skipped: {why}")
+
+
+class _ComparedLoop(DenoisingLoop):
+    """The runtime's loop, which also asks PyTorch at every step what it would commit."""
+
+    def __init__(
+        self, denoiser: Denoiser, table: EmbeddingTable, tokens: SpecialTokens, request: Request, model: LladaV
+    ) -> None:
+        super().__init__(denoiser, table, tokens, request)
+        self._model = model
+        self._suppressed = list(tokens.suppressed)
+
+    def row(self, event: StepEvent, relative: float) -> Row:
+        """The comparison of the step that was just done."""
+        tolerance = relative * self._magnitude
+        # A logit may be wrong by the tolerance either way, and a confidence, which stands over the
+        # sum of all of them, by twice as much; two of them decide.
+        passed = self._error <= tolerance and self._margin <= 4 * tolerance
+        note = f"{self._same} of {len(event.positions)} decisions alike"
+        if self._same < len(event.positions):
+            note += f", the others within {self._margin:.2g} logits in PyTorch"
+        return Row("denoising", f"step {event.step + 1} logits", self._error, tolerance, passed, note)
+
+    def _evaluate(self, candidates: npt.NDArray[np.int64]) -> None:
+        length = len(self.ids)
+        real = np.concatenate((self._request.prompt, self._window.canvas[0, :length]))
+        with torch.no_grad():
+            hidden = self._model.hidden_states(torch.from_numpy(real)[None])[-1]
+            logits = self._model.lm_head(hidden[:, -length:])[0].double().numpy()
+        self._error = float(np.abs(self._window.logits[0, :length] - logits).max())
+        self._magnitude = float(np.abs(logits).max())
+        logits[:, self._suppressed] = -np.inf
+        self._logits = logits
+        super()._evaluate(candidates)
+
+    def _select(self, candidates: npt.NDArray[np.int64], transfers: int) -> npt.NDArray[np.int64]:
+        chosen = super()._select(candidates, transfers)
+        best = self._logits.max(axis=1)
+        confidences = -np.log(np.exp(self._logits - best[:, None]).sum(axis=1))
+        theirs = candidates[np.argsort(-confidences[candidates], kind="stable")[:transfers]]
+        lost = best[chosen] - self._logits[chosen, self._picks[chosen]]
+        behind = np.maximum(0, confidences[theirs].min() - confidences[chosen])
+        self._margin = float(np.maximum(lost, behind).max())
+        self._same = int((np.isin(chosen, theirs) & (lost == 0)).sum())
+        return chosen
