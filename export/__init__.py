@@ -19,7 +19,7 @@ __all__ = ["ExportConfig", "Progress", "export", "require"]
 
 Extra = Literal["export", "verify"]
 
-EXTRAS: dict[Extra, tuple[str, ...]] = {"export": ("jinja2", "ml_dtypes", "onnx"), "verify": ("torch",)}
+EXTRAS: dict[Extra, tuple[str, ...]] = {"export": ("jinja2", "ml_dtypes", "onnx"), "verify": ("psutil", "torch")}
 """What each extra of the package brings."""
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import platform
 import shutil
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +22,7 @@ from lladav.export.coverage import check_coverage
 from lladav.export.denoiser_graph import denoiser
 from lladav.export.model_config import read_geometry, read_preprocessing, read_tokens, tokenizer_length
 from lladav.export.onnx_graph import ELEMENT_BYTES, GraphBuilder
+from lladav.export.progress import Progress
 from lladav.export.vision_graphs import connector, vision_encoder
 from lladav.export.weights import HashedFile, WeightStream
 from lladav.geometry import Geometry
@@ -47,13 +47,6 @@ SYSTEM_PROMPT = (
 MASK_DISTANCE = 1e-5
 EMBEDDING = "model.embed_tokens.weight"
 NEWLINE = "model.image_newline"
-
-
-class Progress(NamedTuple):
-    """What a long export reports: called with a stage's name and size, then with steps."""
-
-    start: Callable[[str, int], None] = lambda _stage, _total: None
-    advance: Callable[[int], None] = lambda _bytes: None
 
 
 def export(

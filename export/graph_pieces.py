@@ -19,6 +19,9 @@ _STORED: dict[int, type[np.generic]] = {
     TensorProto.FLOAT16: np.float16,
     TensorProto.BFLOAT16: np.uint16,
 }
+_NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+# They pass values on as they are, so there is nothing to round.
+_MOVES = frozenset({"Concat", "Reshape", "Split", "Transpose"})
 
 
 class Piece:
@@ -34,14 +37,18 @@ class Piece:
         bytes: size of its weights in their file.
     """
 
-    def __init__(self, model: onnx.ModelProto, inputs: tuple[str, ...], weights: Mapping[str, Array]) -> None:
+    def __init__(self, model: onnx.ModelProto, inputs: tuple[str, ...], weights: Mapping[str, Array], size: int) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        # Optimized, a graph loses the casts that round.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # An arena would live as long as any output that was taken from it.
+        options.enable_cpu_mem_arena = False
         self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         self._weights = weights
         self.inputs = inputs
         self.outputs = tuple(output.name for output in model.graph.output)
-        self.bytes = sum(array.nbytes for array in weights.values())
+        self.bytes = size
 
     def run(self, values: Mapping[str, Array]) -> dict[str, Array]:
         """Its outputs by name.
@@ -50,15 +57,16 @@ class Piece:
             values: its inputs; others are ignored.
         """
         feeds = {name: np.ascontiguousarray(values[name]) for name in self.inputs}
-        feeds |= {name: _widened(array) for name, array in self._weights.items()}
-        return dict(zip(self.outputs, self._session.run(list(self.outputs), feeds), strict=True))
+        results = self._session.run(list(self.outputs), {**feeds, **self._weights})
+        return dict(zip(self.outputs, results, strict=True))
 
 
 class GraphPieces:
     """One of a bundle's graphs, by scope: the part of a node's name before the first slash.
 
-    bfloat16, which ONNX Runtime cannot multiply on the CPU, becomes float32 throughout: weights
-    keep their values, and results are not rounded in between.
+    A float16 or bfloat16 graph computes in float32 here, and every value is rounded where the
+    graph holds it in the narrow type, as on a GPU that accumulates in float32. ONNX Runtime on
+    the CPU by itself leaves roundings to float16 out, and cannot multiply bfloat16.
 
     Attributes:
         results: names that values have inside the graph, by name of the graph's output.
@@ -84,53 +92,68 @@ class GraphPieces:
 
     def piece(self, scope: str = "") -> Piece:
         """The nodes of one scope; those of a graph without scopes have the empty one."""
-        nodes = [_with_wide_cast(node) for node in self._scopes[scope]]
+        nodes = self._scopes[scope]
         made = [name for node in nodes for name in node.output]
         used = list(dict.fromkeys(name for node in nodes for name in node.input))
         tensors = [self._initializers[name] for name in used if name in self._initializers]
-        external = {t.name: self._map(t) for t in tensors if t.data_location == TensorProto.EXTERNAL}
-        constants = [_wide_constant(t) for t in tensors if t.name not in external]
+        external = [t for t in tensors if t.data_location == TensorProto.EXTERNAL]
         inputs = tuple(name for name in used if name not in made and name not in self._initializers)
         outputs = [name for name in made if self._users.get(name, set()) - {scope}]
+        weights = {f"{t.name}/stored": self._map(t) for t in external}
         graph = helper.make_graph(
-            nodes,
+            [helper.make_node("Cast", [f"{t.name}/stored"], [t.name], to=TensorProto.FLOAT) for t in external]
+            + [rounded for node in nodes for rounded in self._rounded(node)],
             scope or "whole",
-            [self._describe(name) for name in (*inputs, *external)],
-            [self._describe(name) for name in outputs],
-            initializer=constants,
+            [helper.make_tensor_value_info(name, self._element(name), None) for name in inputs]
+            + [
+                helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+                for name, array in weights.items()
+            ],
+            [helper.make_tensor_value_info(name, self._element(name), None) for name in outputs],
+            initializer=[_wide(t) for t in tensors if t not in external],
         )
-        opset, version = self._model.opset_import, self._model.ir_version
-        return Piece(helper.make_model(graph, opset_imports=opset, ir_version=version), inputs, external)
+        model = helper.make_model(graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version)
+        return Piece(model, inputs, weights, sum(int(_place(t)["length"]) for t in external))
 
-    def _describe(self, name: str) -> onnx.ValueInfoProto:
-        tensor = self._initializers.get(name)
-        element = self._types[name] if tensor is None else tensor.data_type
-        return helper.make_tensor_value_info(name, _wide(element), None if tensor is None else list(tensor.dims))
+    def _element(self, name: str) -> int:
+        element = self._types[name]
+        return TensorProto.FLOAT if element in _NARROW else element
+
+    def _rounded(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """The node in float32, its result rounded to the type it had."""
+        result, *_ = node.output
+        kind = self._types[result]
+        if kind not in _NARROW or node.op_type in _MOVES:
+            return [node]
+        steps = []
+        wide = node.input[0]
+        if node.op_type != "Cast":
+            wide = f"{result}/wide"
+            step = onnx.NodeProto()
+            step.CopyFrom(node)
+            step.output[0] = wide
+            steps.append(step)
+        # Two casts next to each other would be taken for one that does nothing.
+        steps.append(helper.make_node("Cast", [wide], [f"{result}/narrow"], to=kind))
+        steps.append(helper.make_node("Identity", [f"{result}/narrow"], [f"{result}/rounded"]))
+        steps.append(helper.make_node("Cast", [f"{result}/rounded"], [result], to=TensorProto.FLOAT))
+        return steps
 
     def _map(self, weight: onnx.TensorProto) -> Array:
-        place = {entry.key: entry.value for entry in weight.external_data}
-        file, offset = self._folder / place["location"], int(place["offset"])
-        return np.memmap(file, _STORED[weight.data_type], "r", offset, tuple(weight.dims))
+        """A weight as it lies in the file; bfloat16, which NumPy does not know, as float32."""
+        place = _place(weight)
+        file, kind = self._folder / place["location"], _STORED[weight.data_type]
+        stored = np.memmap(file, kind, "r", int(place["offset"]), tuple(weight.dims))
+        if weight.data_type != TensorProto.BFLOAT16:
+            return stored
+        return np.left_shift(stored, 16, dtype=np.uint32).view(np.float32)
 
 
-def _wide(element: int) -> int:
-    return TensorProto.FLOAT if element == TensorProto.BFLOAT16 else element
+def _place(weight: onnx.TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in weight.external_data}
 
 
-def _widened(stored: Array) -> Array:
-    """bfloat16, which NumPy reads as bits, as float32; other types as they are."""
-    if stored.dtype != np.uint16:
-        return stored
-    return np.left_shift(stored, 16, dtype=np.uint32).view(np.float32)
-
-
-def _wide_constant(tensor: onnx.TensorProto) -> onnx.TensorProto:
-    if tensor.data_type != TensorProto.BFLOAT16:
-        return tensor
-    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
-
-
-def _with_wide_cast(node: onnx.NodeProto) -> onnx.NodeProto:
-    if node.op_type != "Cast" or node.attribute[0].i != TensorProto.BFLOAT16:
-        return node
-    return helper.make_node("Cast", list(node.input), list(node.output), name=node.name, to=TensorProto.FLOAT)
+def _wide(constant: onnx.TensorProto) -> onnx.TensorProto:
+    if constant.data_type not in _NARROW:
+        return constant
+    return numpy_helper.from_array(numpy_helper.to_array(constant).astype(np.float32), constant.name)

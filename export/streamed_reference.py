@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -96,8 +97,8 @@ class StreamedReference:
         with self._weights(norm):
             normed = norm(torch.from_numpy(hidden))
         rows = self._language.vocab_rows
-        blocks = (self._rows("lm_head.weight", i, min(i + _HEAD_ROWS, rows)) for i in range(0, rows, _HEAD_ROWS))
-        return np.concatenate([_numpy(nn.functional.linear(normed, torch.from_numpy(b))) for b in blocks], axis=-1)
+        blocks = (self._tensor("lm_head.weight", i, min(i + _HEAD_ROWS, rows)) for i in range(0, rows, _HEAD_ROWS))
+        return _numpy(torch.cat([nn.functional.linear(normed, block) for block in blocks], dim=-1))
 
     def whole(self) -> LladaV:
         """The model with all weights of the language model and its head, without embedding and vision."""
@@ -106,7 +107,13 @@ class StreamedReference:
         return self._model
 
     def _rows(self, name: str, start: int, stop: int) -> Floats:
-        return self._checkpoint.read_rows(name, start, stop).astype(np.float32)
+        return _numpy(self._tensor(name, start, stop))
+
+    def _tensor(self, name: str, start: int, stop: int) -> Tensor:
+        stored = self._checkpoint.read_rows(name, start, stop)
+        if stored.dtype == ml_dtypes.bfloat16:
+            return torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16).float()
+        return torch.from_numpy(stored).float()
 
     @contextmanager
     def _weights(self, module: nn.Module) -> Iterator[None]:
@@ -117,7 +124,7 @@ class StreamedReference:
     def _load(self, module: nn.Module) -> None:
         prefix = self._names[module]
         state = {
-            name: torch.from_numpy(self._rows(f"{prefix}.{name}", 0, len(value)))
+            name: self._tensor(f"{prefix}.{name}", 0, len(value))
             for name, value in module.state_dict().items()
         }
         module.load_state_dict(state, assign=True)

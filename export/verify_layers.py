@@ -150,7 +150,7 @@ class LayerByLayer:
             full_pass |= piece.run(full_pass)
             for name, expected in (("key", layer.key), ("value", layer.value)):
                 present = full_pass[graph.results[f"present.{i}.{name}"]]
-                cache.add(present[:, :, window.real].astype(np.float32), expected, f"{layer.scope} {name}")
+                cache.add(present[:, :, window.real], expected, f"{layer.scope} {name}")
                 step_pass[f"past_key_values.{i}.{name}"] = present[:, :, : window.canvas_start]
             step_pass |= piece.run(step_pass)
             stream = piece.outputs[-1]
@@ -176,9 +176,8 @@ class LayerByLayer:
 
     def _empty_past(self) -> Values:
         g = self._manifest.geometry.language
-        kind = np.float16 if self._manifest.precision == "fp16" else np.float32
         names = [spec.name for spec in self._manifest.graphs["denoiser"].inputs]
-        empty = np.empty((1, g.kv_heads, 0, g.head_size), kind)
+        empty = np.empty((1, g.kv_heads, 0, g.head_size), np.float32)
         return {name: empty for name in names if name.startswith("past_key_values.")}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +58,7 @@ def compare_steps(bundle: Bundle, reference: StreamedReference, prompt: Floats) 
 
 def available_memory() -> int:
     """Bytes this process may still use: of the machine, of its container, of its own limit."""
-    limits = [psutil.virtual_memory().available]
+    limits: list[int] = [psutil.virtual_memory().available]
     if (_CGROUP / "memory.max").is_file():
         limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
         if limit != "max":

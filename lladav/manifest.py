@@ -6,9 +6,10 @@ bundle never passes unnoticed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
@@ -17,6 +18,7 @@ from lladav.geometry import Geometry
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
+_OPEN_SEAL = '"sha256": ""'
 
 Precision = Literal["fp32", "fp16", "bf16"]
 TensorType = Literal["float32", "float16", "bfloat16", "int64"]
@@ -123,13 +125,18 @@ class CheckpointIdentity(_Frozen):
 class FileEntry(_Frozen):
     """One file of the bundle; `path` is relative and uses forward slashes."""
 
-    path: str
+    path: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)*$")
     bytes: NonNegativeInt
     sha256: str
 
 
 class Manifest(_Frozen):
-    """See docs/bundle.md for the meaning of each part."""
+    """See docs/bundle.md for the meaning of each part.
+
+    Attributes:
+        sha256: of the manifest's own file with this value left empty, so that no byte of a
+            bundle goes unchecked.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     precision: Precision
@@ -144,18 +151,18 @@ class Manifest(_Frozen):
     checkpoint: CheckpointIdentity
     versions: dict[str, str]
     files: tuple[FileEntry, ...]
+    sha256: str = ""
 
     def write(self, folder: Path) -> None:
-        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        (folder / MANIFEST_NAME).write_text(text + "\n", "utf-8")
+        (folder / MANIFEST_NAME).write_text(sealed(self.model_dump(mode="json")), "utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Reads and validates `folder/manifest.json`.
 
         Raises:
-            BundleError: it is missing, not JSON, of another schema version, or has unknown,
-                missing or impossible values.
+            BundleError: it is missing, altered, not JSON, of another schema version, or has
+                unknown, missing or impossible values.
         """
         path = folder / MANIFEST_NAME
         again = "export the checkpoint again with `lladav export CHECKPOINT BUNDLE`"
@@ -166,8 +173,9 @@ class Manifest(_Frozen):
                 f"{folder} holds no {MANIFEST_NAME}: it is no bundle, or its export never finished", cure=again
             )
         try:
-            raw = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
+            text = path.read_bytes().decode("utf-8")
+            raw = json.loads(text)
+        except (OSError, ValueError, RecursionError) as error:
             raise BundleError(f"{path} cannot be read as JSON: {error}", cure=again) from error
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -175,8 +183,27 @@ class Manifest(_Frozen):
                 f"{path} has schema version {version}; this lladav reads up to {SCHEMA_VERSION}",
                 cure="upgrade with `pip install -U lladav`, or export again with this version",
             )
+        if isinstance(raw, dict) and not is_sealed(text, raw):
+            raise BundleError(
+                f"{path} was altered: its contents do not match the sha256 in it",
+                cure="copy the bundle again from where it was exported, or export it again",
+            )
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
             faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors()[:8])
             raise BundleError(f"{path} is not a valid manifest: {faults}", cure=again) from error
+
+
+def sealed(values: dict[str, Any]) -> str:
+    """Text of a manifest with these values and its own sha256."""
+    text = json.dumps({**values, "sha256": ""}, indent=2, ensure_ascii=False) + "\n"
+    head, _, tail = text.rpartition(_OPEN_SEAL)
+    return f'{head}"sha256": "{hashlib.sha256(text.encode()).hexdigest()}"{tail}'
+
+
+def is_sealed(text: str, values: dict[str, Any]) -> bool:
+    """Whether `text`, which was read as `values`, is as `sealed` wrote it."""
+    seal = values.get("sha256")
+    head, mark, tail = text.rpartition(f'"sha256": "{seal}"')
+    return bool(mark) and hashlib.sha256(f"{head}{_OPEN_SEAL}{tail}".encode()).hexdigest() == seal

@@ -15,7 +15,7 @@ from tiny import write_tiny_checkpoint
 from lladav.export import ExportConfig, export
 
 if TYPE_CHECKING:
-    from benchmarks.parity import GoldenSet
+    from benchmarks.golden import GoldenSet
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -45,7 +45,7 @@ def goldens(shared: Path) -> Iterator[Goldens]:
 @pytest.fixture(scope="session")
 def golden_set(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> GoldenSet:
     """The golden cases with their checkpoints and bundles, each made once."""
-    from benchmarks.parity import GoldenSet
+    from benchmarks.golden import GoldenSet
 
     return GoldenSet(shared, tmp_path_factory.mktemp("golden"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny import write_tiny_checkpoint
 from typer.testing import CliRunner
 
 import lladav
@@ -108,6 +110,33 @@ def test_export_without_torch_works_unverified(
     assert inspect(tmp_path / "bundle", checksums=True).checksums
 
 
+def test_interrupted_export_leaves_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lladav.manifest.Manifest.write", interrupt)
+    _, err = call("export", str(tiny_checkpoint), str(tmp_path / "bundle"), "--no-verify", expect=130)
+    assert err.endswith("interrupted\n")
+    assert not any(tmp_path.iterdir())
+
+
+def test_verify_prints_a_table_with_tolerances(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    out, _ = call("verify", str(tiny_bundle), str(tiny_checkpoint))
+    assert "tolerance" in out
+    assert "denoiser" in out
+    assert "too far" not in out
+
+
+def test_verify_of_another_model_fails_after_its_table(tiny_bundle: Path, tmp_path: Path) -> None:
+    other = write_tiny_checkpoint(tmp_path / "other", seed=1)
+    out, err = call("verify", str(tiny_bundle), str(other), expect=1)
+    assert "too far" in out
+    assert "Traceback" not in err
+    assert "\n  -> " in err
+
+
 def test_inspect_prints_tables(tiny_bundle: Path) -> None:
     out, _ = call("inspect", str(tiny_bundle))
     for part in ("language model", "past_key_values.{0..1}.key", "prompt buckets", "denoiser.weights", "complete:"):
@@ -127,7 +156,7 @@ def test_inspect_counts_the_parameters_in_use(tiny_bundle: Path) -> None:
     from lladav.export.coverage import expected_tensors
 
     geometry = Manifest.read(tiny_bundle).geometry
-    sizes = [__import__("math").prod(shape) for shape in expected_tensors(geometry).values()]
+    sizes = [math.prod(shape) for shape in expected_tensors(geometry).values()]
     assert sum(count_parameters(geometry).values()) == sum(sizes)
 
 

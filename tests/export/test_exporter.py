@@ -16,7 +16,8 @@ from tiny import Tensors, write_tiny_checkpoint
 from lladav.bundle import Bundle
 from lladav.errors import CheckpointError, ExportError
 from lladav.export.config import ExportConfig
-from lladav.export.exporter import Progress, export
+from lladav.export.exporter import export
+from lladav.export.progress import Progress
 from lladav.export.weights import HashedFile
 from lladav.runtime import GenerationConfig, Pipeline
 
@@ -114,7 +115,7 @@ def test_too_little_space_is_seen_before_anything_is_written(
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(100, 99, 1))
-    with pytest.raises(ExportError, match="0.00 GB free"):
+    with pytest.raises(ExportError, match=r"0\.00 GB free"):
         export(checkpoint, tmp_path / "bundle", PLAIN)
     assert names(tmp_path) == ["checkpoint"]
 
@@ -145,7 +146,8 @@ def test_interrupt_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
 KILLED = """
     import os, signal, sys
     from lladav.export.config import ExportConfig
-    from lladav.export.exporter import Progress, export
+    from lladav.export.exporter import export
+    from lladav.export.progress import Progress
 
     left = int(sys.argv[3])
     def advance(_):

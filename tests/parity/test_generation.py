@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import SHARED
 
-from benchmarks.parity import CONFIDENCE_TOLERANCE, GoldenSet, applies, config_of, replay
+from benchmarks.golden import CONFIDENCE_TOLERANCE, GoldenSet, applies, config_of, replay
 
 _FILE = SHARED / "parity" / "goldens.json"
 CASES: dict[str, dict[str, Any]] = json.loads(_FILE.read_text("utf-8"))["gen"]["cases"] if _FILE.is_file() else {}

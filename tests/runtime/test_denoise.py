@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.parity import GoldenSet, config_of
+from benchmarks.golden import GoldenSet, config_of
 from lladav.errors import OptionError, PromptError
 from lladav.runtime import Answer, GenerationConfig, Pipeline, StepEvent
 from lladav.runtime.config import Schedule

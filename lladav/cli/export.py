@@ -1,0 +1,71 @@
+"""`lladav export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from lladav.cli import screen
+from lladav.cli.values import integers
+from lladav.errors import OptionError
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder in Hugging Face layout.")],
+    bundle: Annotated[Path, typer.Argument(help="Folder to make; must not exist.")],
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="fp32|fp16|bf16", help="Type of the weights; by default what the checkpoint suggests."),
+    ] = None,
+    canvas_buckets: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Answer lengths, suffix included.")
+    ] = None,
+    prompt_buckets: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Prompt lengths in tokens, pictures included.")
+    ] = None,
+    tile_buckets: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Crops per pass of the vision encoder.")
+    ] = None,
+    vocab_rows: Annotated[
+        str, typer.Option(metavar="tokenizer|all", help="Rows of embedding and head to keep.")
+    ] = "tokenizer",
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare the graphs with PyTorch.")] = True,
+) -> None:
+    """Turn a checkpoint into a bundle."""
+    chosen: dict[str, Any] = {"dtype": dtype, "vocab_rows": vocab_rows, "verify": verify}
+    buckets = {"canvas_buckets": canvas_buckets, "prompt_buckets": prompt_buckets, "tile_buckets": tile_buckets}
+    for name, text in buckets.items():
+        if text is not None:
+            chosen[name] = integers(f"--{name.replace('_', '-')}", text)
+
+    from lladav.export.config import ExportConfig
+
+    try:
+        config = ExportConfig.model_validate(chosen)
+    except ValidationError as error:
+        faults = "; ".join(f"--{'-'.join(str(e['loc'][0]).split('_'))}: {e['msg']}" for e in error.errors())
+        raise OptionError(f"these options cannot be used: {faults}", cure="see `lladav export --help`") from error
+
+    from lladav.export import require
+
+    require("export")
+    if verify:
+        require("verify")
+    from lladav.export.exporter import export as write_bundle
+    from lladav.export.progress import Progress
+
+    began = perf_counter()
+    with screen.stage_bars(screen.stderr()) as bars:
+        made = write_bundle(checkpoint, bundle, config, Progress(bars.start, bars.advance))
+    total = sum(entry.bytes for entry in made.manifest.files)
+    out = screen.stdout()
+    out.print(
+        f"{bundle}: {screen.size(total)} in {made.manifest.precision}, exported in {perf_counter() - began:.1f} s",
+        soft_wrap=True,
+    )
+    picture = "--image FILE " if made.manifest.geometry.vision else ""
+    out.print(f"next: lladav run {bundle} {picture}--prompt 'What is this?'", soft_wrap=True)

@@ -1,0 +1,102 @@
+"""What the verbs print with: answers and reports on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+
+def stdout() -> Console:
+    """For what was asked for."""
+    return Console(highlight=False)
+
+
+def stderr() -> Console:
+    """For everything about it."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(value: object) -> None:
+    """One object, in ASCII, so that no terminal or pipe can spoil it."""
+    typer.echo(json.dumps(value))
+
+
+def table(title: str | None, *columns: str, numbers: tuple[int, ...] = ()) -> Table:
+    """An empty table; `numbers` are the columns that are aligned to the right."""
+    out = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
+    )
+    for i, column in enumerate(columns):
+        out.add_column(column, justify="right" if i in numbers else "left", overflow="fold")
+    return out
+
+
+def facts(title: str) -> Table:
+    """An empty table of names and values, without a header."""
+    out = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    out.add_column(style="dim", no_wrap=True, min_width=20)
+    out.add_column(overflow="fold")
+    return out
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them: `1.6 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}" if count < 100 else f"{count:,.0f} {unit}"
+
+
+class _Amount(ProgressColumn):
+    """Bytes where a stage counts bytes, else its steps."""
+
+    def render(self, task: Task) -> Text:
+        done, total = task.completed, task.total or 0
+        if task.fields["counts_bytes"]:
+            return Text(f"{size(done)} of {size(total)}")
+        return Text(f"{done:.0f} of {total:.0f}")
+
+
+class StageBars:
+    """One bar per stage of a long work; the earlier ones stay and are full."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: TaskID | None = None
+
+    def start(self, stage: str, total: int) -> None:
+        self.finish()
+        self._task = self._progress.add_task(stage, total=total, counts_bytes=total > 1 << 16)
+
+    def advance(self, amount: int) -> None:
+        if self._task is not None:
+            self._progress.advance(self._task, amount)
+
+    def finish(self) -> None:
+        """Fills the bar of the stage that ends."""
+        if self._task is not None:
+            self._progress.update(self._task, completed=self._progress.tasks[-1].total)
+
+
+@contextmanager
+def stage_bars(console: Console) -> Iterator[StageBars]:
+    """Progress bars while the block runs."""
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        _Amount(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console) as progress:
+        bars = StageBars(progress)
+        yield bars
+        bars.finish()

@@ -1,0 +1,195 @@
+"""What this machine can do with lladav, and the cure for what it cannot.
+
+Nothing is taken for granted here: any package may be missing or broken, and a provider may be
+listed without being able to load, or take the whole process down.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any
+
+from lladav import __version__
+from lladav.machine import Machine, examine
+
+PACKAGES = {
+    "lladav": ("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "pydantic", "rich", "typer"),
+    "export": ("jinja2", "ml_dtypes", "onnx"),
+    "verify": ("psutil", "torch"),
+    "engines": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx", "tensorrt-rtx-cu13", "pycuda"),
+}
+"""Distributions by what they are for."""
+
+_RUN_MODULES = {"numpy": "numpy", "PIL": "pillow", "tokenizers": "tokenizers", "onnxruntime": "onnxruntime"}
+_EXPORT_MODULES = ("jinja2", "ml_dtypes", "onnx")
+_VERIFY_MODULES = (*_EXPORT_MODULES, "psutil", "torch")
+_CPU = "CPUExecutionProvider"
+_PROBE_SECONDS = 120
+
+# A graph of one Relu node, opset 13, written with onnx.helper.
+_MODEL = bytes.fromhex("08073a330a0c0a0178120179220452656c751201675a0f0a0178120a0a080801120"
+                       "40a020801620f0a0179120a0a08080112040a02080142040a00100d")  # fmt: skip
+_LIST = "import onnxruntime as o; print(*o.get_available_providers())"
+_PROBE = """
+import sys, onnxruntime as o
+options = o.SessionOptions()
+options.log_severity_level = 3
+session = o.InferenceSession(bytes.fromhex(sys.argv[1]), options, providers=[sys.argv[2]])
+assert session.get_providers()[0] == sys.argv[2], "ONNX Runtime fell back to " + session.get_providers()[0]
+"""
+# Sends graphs over the network to a service; not something that runs here.
+_REMOTE = frozenset({"AzureExecutionProvider"})
+
+
+@dataclass(frozen=True)
+class Provider:
+    """An execution provider of ONNX Runtime; `fault` says why it does not load, or is empty."""
+
+    name: str
+    fault: str
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb of the command line; `fault` and `cure` are empty where it works."""
+
+    name: str
+    fault: str = ""
+    cure: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Facts, and what follows from them.
+
+    Attributes:
+        packages: installed versions by distribution, grouped as in `PACKAGES`.
+        resampling: whether pictures are resized as the reference does; None where Pillow is
+            missing.
+        warnings: what works differently than it looks, each with its cure.
+    """
+
+    version: str
+    python: str
+    machine: Machine
+    packages: dict[str, dict[str, str]]
+    providers: tuple[Provider, ...]
+    resampling: bool | None
+    verbs: tuple[Verb, ...]
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `lladav doctor --json` prints."""
+        return asdict(self)
+
+
+def doctor() -> Diagnosis:
+    """Examines this machine; nothing is changed and nothing heavy is imported here."""
+    packages = {
+        purpose: {name: found for name in names if (found := _version(name))} for purpose, names in PACKAGES.items()
+    }
+    providers = _providers()
+    resampling = _resampling()
+    return Diagnosis(
+        version=__version__,
+        python=f"{platform.python_version()} ({sys.executable})",
+        machine=examine(),
+        packages=packages,
+        providers=providers,
+        resampling=resampling,
+        verbs=_verbs(providers, resampling),
+        warnings=_warnings(packages["lladav"]),
+    )
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _importable(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # a module that was taken out of service
+        return False
+
+
+def _python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in another process, so that what crashes there does not crash here."""
+    command = (sys.executable, "-c", code, *arguments)
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_SECONDS, cwd="/", check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, 1, "", str(error))
+
+
+def _providers() -> tuple[Provider, ...]:
+    """The providers that the installed ONNX Runtime lists, each tried on a tiny graph."""
+    if not _importable("onnxruntime"):
+        return ()
+    listed = _python(_LIST)
+    if listed.returncode:
+        return (Provider(_CPU, _last_line(listed)),)
+    names = [name for name in listed.stdout.split() if name not in _REMOTE]
+    tried = {name: _python(_PROBE, _MODEL.hex(), name) for name in names}
+    return tuple(Provider(name, _last_line(done) if done.returncode else "") for name, done in tried.items())
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
+    lines = done.stderr.strip().splitlines()
+    return lines[-1][:300] if lines else f"the process ended with {done.returncode}"
+
+
+def _resampling() -> bool | None:
+    try:
+        from lladav.runtime.images import resampling_is_reference
+
+        return resampling_is_reference()
+    # A half-installed package may raise anything.
+    except Exception:
+        return None
+
+
+def _verbs(providers: tuple[Provider, ...], resampling: bool | None) -> tuple[Verb, ...]:
+    export = _workstation("export", _EXPORT_MODULES)
+    verify = _workstation("verify", _VERIFY_MODULES)
+    return (export, _run(providers, resampling), verify, Verb("inspect"), Verb("doctor"))
+
+
+def _workstation(extra: str, modules: tuple[str, ...]) -> Verb:
+    """A verb that needs the extra of its own name."""
+    absent = [name for name in modules if not _importable(name)]
+    if absent:
+        return Verb(extra, f"{', '.join(absent)} missing", f"pip install 'lladav[{extra}]'")
+    return Verb(extra)
+
+
+def _run(providers: tuple[Provider, ...], resampling: bool | None) -> Verb:
+    absent = [package for module, package in _RUN_MODULES.items() if not _importable(module)]
+    if absent:
+        return Verb("run", f"{', '.join(absent)} missing", f"pip install {' '.join(absent)}")
+    cpu = next((p.fault for p in providers if p.name == _CPU), "not offered")
+    if cpu:
+        return Verb("run", f"{_CPU}: {cpu}", "pip install --force-reinstall onnxruntime")
+    if resampling is None:
+        return Verb("run", "Pillow or numpy does not load", "pip install --force-reinstall pillow numpy")
+    if not resampling:
+        cure = "pip install 'pillow>=10.3,<13'"
+        return Verb("run", "this Pillow resizes pictures otherwise than the reference: answers may differ", cure)
+    return Verb("run")
+
+
+def _warnings(packages: dict[str, str]) -> tuple[str, ...]:
+    if "onnxruntime" in packages and "onnxruntime-gpu" in packages:
+        return (
+            "onnxruntime and onnxruntime-gpu share their files, and the one installed last has overwritten the other: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install the one you want",
+        )
+    return ()
