@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("options", nargs="*", default=[], help="options of `lladav export`, after --")
     options = parser.parse_args()
-    command = [sys.executable, "-m", "lladav.cli", "export", str(options.checkpoint), str(options.bundle)]
+    command = [sys.executable, "-m", "lladav", "export", str(options.checkpoint), str(options.bundle)]
     began = time.perf_counter()
     process = subprocess.Popen([*command, *options.options])
     peak = 0

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from lladav import __version__
 from lladav.bundle import Bundle
-from lladav.errors import CheckpointError, OptionError
+from lladav.errors import CheckpointError
 from lladav.export.checkpoint import Checkpoint
 from lladav.export.config import COMPUTE_TYPES, ExportConfig
 from lladav.export.coverage import check_coverage
@@ -72,6 +72,8 @@ def export(
         VerificationError: a graph does not compute what PyTorch computes.
     """
     config = config or ExportConfig()
+    if config.verify:
+        require("verify")
     source = Checkpoint.open(checkpoint)
     rows = _vocabulary_rows(source, config)
     geometry = read_geometry(source, rows)
@@ -201,14 +203,3 @@ def _generation_defaults(source: Checkpoint) -> GenerationDefaults:
 def _entry(path: Path) -> FileEntry:
     data = path.read_bytes()
     return FileEntry(path=path.name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-
-
-def parse_buckets(option: str, text: str) -> tuple[int, ...]:
-    """Reads `64,128,256`."""
-    try:
-        sizes = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise OptionError(f"{option} {text!r} is no list of positive sizes", cure=f"write it like {option} 64,128,256")
-    return sizes

@@ -37,13 +37,17 @@ class Piece:
         bytes: size of its weights in their file.
     """
 
-    def __init__(self, model: onnx.ModelProto, inputs: tuple[str, ...], weights: Mapping[str, Array], size: int) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, inputs: tuple[str, ...], weights: Mapping[str, Array], size: int
+    ) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         # Optimized, a graph loses the casts that round.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         # An arena would live as long as any output that was taken from it.
         options.enable_cpu_mem_arena = False
+        # PyTorch's threads work between the runs of this session.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         self._weights = weights
         self.inputs = inputs

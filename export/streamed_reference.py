@@ -123,10 +123,7 @@ class StreamedReference:
 
     def _load(self, module: nn.Module) -> None:
         prefix = self._names[module]
-        state = {
-            name: self._tensor(f"{prefix}.{name}", 0, len(value))
-            for name, value in module.state_dict().items()
-        }
+        state = {name: self._tensor(f"{prefix}.{name}", 0, len(value)) for name, value in module.state_dict().items()}
         module.load_state_dict(state, assign=True)
 
 

@@ -31,7 +31,7 @@ QUESTION = "What is this?"
 PICTURE_ROWS, CANVAS = 48, 8
 # Padding behind prompt and canvas, which must change nothing.
 PROMPT_PADDING, CANVAS_PADDING = 5, 3
-_TABLE_ROWS = 1 << 14
+_TABLE_ROWS = 1 << 12
 
 
 class LayerByLayer:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from lladav.cli import screen
 from lladav.doctor import Diagnosis
@@ -65,23 +65,19 @@ def _packages(found: Diagnosis) -> Table:
 def _providers(found: Diagnosis) -> Table:
     table = screen.table("ONNX Runtime providers", "provider", "loads", "")
     for provider in found.providers:
-        table.add_row(provider.name, _mark(not provider.fault), escape(provider.fault))
+        table.add_row(provider.name, screen.verdict(not provider.fault, "yes", "no"), provider.fault)
     if not found.providers:
-        table.add_row("none", _mark(False), "onnxruntime is not installed")
+        table.add_row("none", screen.verdict(False, "yes", "no"), "onnxruntime is not installed")
     return table
 
 
 def _verbs(found: Diagnosis) -> Table:
     table = screen.table("Verbs", "verb", "works", "why not", "cure")
     for verb in found.verbs:
-        table.add_row(verb.name, _mark(not verb.fault), escape(verb.fault), escape(verb.cure))
+        table.add_row(verb.name, screen.verdict(not verb.fault, "yes", "no"), verb.fault, verb.cure)
     return table
 
 
 def _print_warnings(found: Diagnosis, out: Console) -> None:
     for warning in found.warnings:
-        out.print(f"[yellow]warning:[/] {escape(warning)}")
-
-
-def _mark(good: bool) -> str:
-    return "[green]yes[/]" if good else "[bold red]no[/]"
+        out.print(Text("warning:", "yellow"), warning)

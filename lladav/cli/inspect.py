@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lladav.bundle import Bundle
 from lladav.cli import screen
@@ -155,11 +156,10 @@ def _origin(found: Inspection) -> Table:
 
 def _print_verdict(found: Inspection, out: Console) -> None:
     if found.checksums:
-        out.print(f"[green]whole:[/] all {len(found.manifest.files)} files match their sha256")
+        out.print(Text("whole:", "green"), f"all {len(found.manifest.files)} files match their sha256")
     else:
-        out.print(
-            f"[green]complete:[/] all {len(found.manifest.files)} files are there at full size (--checksums reads them)"
-        )
+        count = len(found.manifest.files)
+        out.print(Text("complete:", "green"), f"all {count} files are there at full size (--checksums reads them)")
 
 
 def _count(parameters: int) -> str:

@@ -80,8 +80,15 @@ def run(
     ] = "low_confidence",
     stop: Annotated[
         list[str] | None,
-        typer.Option(rich_help_panel=_GENERATION, help="Text that ends the answer; may be repeated."),
+        typer.Option(
+            rich_help_panel=_GENERATION,
+            help="Text that ends the answer; may be repeated.",
+            show_default="end of turn for a text prompt",
+        ),
     ] = None,
+    no_stop: Annotated[
+        bool, typer.Option("--no-stop", rich_help_panel=_GENERATION, help="Fill the whole canvas whatever comes.")
+    ] = False,
     stop_ids: Annotated[
         list[str] | None, typer.Option(rich_help_panel=_GENERATION, metavar="N,N,...", help="The same as token ids.")
     ] = None,
@@ -98,6 +105,8 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
 ) -> None:
     """Answer a question about pictures, a video or nothing but text."""
+    if no_stop and (stop or stop_ids):
+        raise OptionError("--no-stop and --stop or --stop-ids contradict each other", cure="leave one of them out")
     conversation = _conversation(prompt, prompt_ids, messages, system)
     ids = integers("--prompt-ids", prompt_ids) if prompt_ids is not None else None
 
@@ -113,7 +122,7 @@ def run(
         seed=seed,
         cfg_scale=cfg_scale,
         remasking=remasking,
-        stop=tuple(stop) if stop else None,
+        stop=() if no_stop else tuple(stop) if stop else None,
         stop_ids=tuple(integers("--stop-ids", text) for text in stop_ids or ()),
         suffix=suffix,
         suffix_ids=integers("--suffix-ids", suffix_ids) if suffix_ids is not None else (),
@@ -139,7 +148,7 @@ def run(
         answer = pipe.generate(conversation, **request)
     if answer.truncated_tokens:
         screen.stderr().print(
-            f"[yellow]warning:[/] the last {answer.truncated_tokens:,} of "
+            f"warning: the last {answer.truncated_tokens:,} of "
             f"{answer.prompt_tokens + answer.truncated_tokens:,} prompt positions were cut off at the model's limit"
         )
     if as_json:

@@ -16,12 +16,17 @@ from rich.text import Text
 
 def stdout() -> Console:
     """For what was asked for."""
-    return Console(highlight=False)
+    return _console(stderr=False)
 
 
 def stderr() -> Console:
     """For everything about it."""
-    return Console(stderr=True, highlight=False)
+    return _console(stderr=True)
+
+
+def _console(stderr: bool) -> Console:
+    # Names of files and texts of models are printed as they are, brackets and colons included.
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
 def print_json(value: object) -> None:
@@ -47,6 +52,11 @@ def facts(title: str) -> Table:
     return out
 
 
+def verdict(good: bool, yes: str, no: str) -> Text:
+    """One of two words, in its colour."""
+    return Text(yes, "green") if good else Text(no, "bold red")
+
+
 def size(count: float) -> str:
     """Bytes as a person reads them: `1.6 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -57,13 +67,8 @@ def size(count: float) -> str:
 
 
 class _Amount(ProgressColumn):
-    """Bytes where a stage counts bytes, else its steps."""
-
     def render(self, task: Task) -> Text:
-        done, total = task.completed, task.total or 0
-        if task.fields["counts_bytes"]:
-            return Text(f"{size(done)} of {size(total)}")
-        return Text(f"{done:.0f} of {total:.0f}")
+        return Text(f"{size(task.completed)} of {size(task.total or 0)}")
 
 
 class StageBars:
@@ -75,7 +80,7 @@ class StageBars:
 
     def start(self, stage: str, total: int) -> None:
         self.finish()
-        self._task = self._progress.add_task(stage, total=total, counts_bytes=total > 1 << 16)
+        self._task = self._progress.add_task(stage, total=total)
 
     def advance(self, amount: int) -> None:
         if self._task is not None:
@@ -91,7 +96,7 @@ class StageBars:
 def stage_bars(console: Console) -> Iterator[StageBars]:
     """Progress bars while the block runs."""
     columns = (
-        TextColumn("{task.description:<24}"),
+        TextColumn("{task.description:<16}"),
         BarColumn(),
         _Amount(),
         TimeRemainingColumn(elapsed_when_finished=True),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from lladav.cli import screen
 
@@ -40,9 +41,9 @@ def _print(report: VerificationReport) -> None:
     columns = ("component", "what", "difference", "tolerance", "", "where")
     table = screen.table("Largest differences from PyTorch in float32", *columns, numbers=(2, 3))
     for row in report.rows:
-        verdict = "[green]ok[/]" if row.passed else "[bold red]too far[/]"
+        verdict = screen.verdict(row.passed, "ok", "too far")
         if row.max_abs_error is None:
-            verdict = "[yellow]left out[/]"
+            verdict = Text("left out", "yellow")
         numbers = ("" if n is None else f"{n:.2g}" for n in (row.max_abs_error, row.tolerance))
         table.add_row(row.component, row.what, *numbers, verdict, row.note)
     screen.stdout().print(table)

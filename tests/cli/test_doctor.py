@@ -27,6 +27,12 @@ def here() -> Diagnosis:
     return doctor()
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes it for granted that the CPU provider loads."""
+    monkeypatch.setattr(doctor_module, "_providers", lambda: (doctor_module.Provider("CPUExecutionProvider", ""),))
+
+
 def verbs(diagnosis: Diagnosis) -> dict[str, tuple[str, str]]:
     return {verb.name: (verb.fault, verb.cure) for verb in diagnosis.verbs}
 
@@ -85,6 +91,7 @@ def test_provider_that_crashes_does_not_take_doctor_along(monkeypatch: pytest.Mo
     assert verbs(found)["run"][1] == "pip install --force-reinstall onnxruntime"
 
 
+@pytest.mark.usefixtures("quick")
 def test_two_onnxruntimes_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     version = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "1.23.0" if name == "onnxruntime-gpu" else version(name))
@@ -92,6 +99,7 @@ def test_two_onnxruntimes_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in warning
 
 
+@pytest.mark.usefixtures("quick")
 def test_other_resampling_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lladav.runtime.images.resampling_is_reference", lambda: False)
     assert verbs(doctor())["run"] == (

@@ -81,6 +81,13 @@ def test_all_generation_options_reach_the_loop(tiny_bundle: Path) -> None:
     assert expected.token_ids[-1] == 9
 
 
+def test_no_stop_fills_the_canvas(tiny_bundle: Path) -> None:
+    options = ("--prompt", "Hi", "--gen-length", "48", "--json")
+    stopped = json.loads(run(tiny_bundle, *options)[0])
+    filled = json.loads(run(tiny_bundle, *options, "--no-stop")[0])
+    assert len(stopped["token_ids"]) < len(filled["token_ids"]) == 48
+
+
 def test_video(tiny_bundle: Path, picture: str, tmp_path: Path) -> None:
     for number in range(3):
         Image.open(picture).rotate(90 * number).save(tmp_path / f"{number}.png")
@@ -142,6 +149,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "empty stop": (("--prompt", "a", "--stop", ""), "a stop must not be empty"),
     "two suffixes": (("--prompt", "a", "--suffix", "b", "--suffix-ids", "3"), "cannot both be given"),
     "no threads": (("--prompt", "a", "--threads", "0"), "0 threads"),
+    "stop and none": (("--prompt", "a", "--no-stop", "--stop", "b"), "contradict each other"),
     "system for ids": (("--prompt-ids", "1", "--system", "a"), "--system goes with --prompt only"),
     "too long": (("--prompt", "a", "--gen-length", "4096"), "lower --gen-length"),
 }
