@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from lladav import __version__
 from lladav.bundle import Bundle
 from lladav.errors import CheckpointError
+from lladav.export import require
 from lladav.export.checkpoint import Checkpoint
 from lladav.export.config import COMPUTE_TYPES, ExportConfig
 from lladav.export.coverage import check_coverage

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from lladav.errors import CheckpointError
 from lladav.export.checkpoint import Checkpoint, read_json
 from lladav.manifest import SpecialTokens
@@ -52,6 +54,7 @@ def read_tokens(checkpoint: Checkpoint) -> SpecialTokens:
     _check_mask(checkpoint, tokens["mask"])
     _check_embedded(checkpoint, tokens)
     _check_conventions(checkpoint, config)
+    _check_loads(checkpoint, ids, {name for name in names.values() if name is not None})
     _check_template(checkpoint, config, names["bos"] or "")
     return SpecialTokens(
         **tokens,
@@ -59,6 +62,18 @@ def read_tokens(checkpoint: Checkpoint) -> SpecialTokens:
         suppressed=(tokens["bos"], tokens["eos"], tokens["start_header"], tokens["end_header"]),
         mask_aliases=(tokens["mask"],),
     )
+
+
+def _check_loads(checkpoint: Checkpoint, ids: Mapping[str, int], names: set[str]) -> None:
+    """The library that the runtime encodes with must take the file, and give the names these ids."""
+    file = checkpoint.path / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_str(file.read_text("utf-8"))
+    # The library raises plain Exception for a file that it cannot parse.
+    except Exception as error:
+        raise CheckpointError(f"{file} is not a usable tokenizer: {error}", cure=_CURE) from error
+    if wrong := [f"{n} is {tokenizer.token_to_id(n)}" for n in sorted(names) if tokenizer.token_to_id(n) != ids[n]]:
+        raise CheckpointError(f"{file} gives other ids when it is loaded: {'; '.join(wrong)}", cure=_CURE)
 
 
 def tokenizer_length(checkpoint: Checkpoint) -> int:

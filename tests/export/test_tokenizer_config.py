@@ -158,13 +158,17 @@ def test_refuses_a_tokenizer_that_adds_tokens(tmp_path: Path, name: str) -> None
     )
 
 
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+ONE = {"Sequence": {"id": "A", "type_id": 0}}
+
+
 @pytest.mark.parametrize(
     ("processor", "accepted"),
     [
         (None, True),
-        ({"type": "ByteLevel"}, True),
-        ({"type": "Sequence", "processors": [{"type": "ByteLevel"}]}, True),
-        ({"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}]}, True),
+        (BYTE_LEVEL, True),
+        ({"type": "Sequence", "processors": [BYTE_LEVEL]}, True),
+        ({"type": "TemplateProcessing", "single": [ONE], "pair": [ONE, ONE], "special_tokens": {}}, True),
         ({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]}, False),
         ({"type": "Sequence", "processors": [{"type": "BertProcessing"}]}, False),
     ],
@@ -212,3 +216,19 @@ def test_templates_are_not_checked_without_jinja(tmp_path: Path, monkeypatch: py
     checkpoint = edited(tmp_path, "tokenizer_config.json", lambda c: c.update(chat_template="other"))
     monkeypatch.setitem(sys.modules, "jinja2.sandbox", None)
     read_tokens(checkpoint)
+
+
+def test_refuses_what_the_library_cannot_load(tmp_path: Path) -> None:
+    def edit(tokenizer: dict[str, Any]) -> None:
+        tokenizer["pre_tokenizer"]["type"] = "ByteLevvel"
+
+    refused(tmp_path, "tokenizer.json", edit, "is not a usable tokenizer")
+
+
+def test_refuses_ids_that_loading_changes(tmp_path: Path) -> None:
+    def edit(tokenizer: dict[str, Any]) -> None:
+        # The library numbers added tokens itself and takes no notice of a gap.
+        for token in tokenizer["added_tokens"]:
+            token["id"] += 5
+
+    refused(tmp_path, "tokenizer.json", edit, "gives other ids when it is loaded")
