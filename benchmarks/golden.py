@@ -43,7 +43,7 @@ def applies(case: dict[str, Any]) -> bool:
     the case that makes their code raise.
     """
     cache = case.get("cache")
-    return not case["error"] and (cache is None or cache[1] == 1)
+    return not case.get("error") and (cache is None or cache[1] == 1)
 
 
 def config_of(case: dict[str, Any]) -> GenerationConfig:
@@ -54,6 +54,7 @@ def config_of(case: dict[str, Any]) -> GenerationConfig:
         cfg_scale=case.get("cfg_scale", 0.0),
         stop_ids=tuple(map(tuple, case.get("stop_ids", []))),
         suffix_ids=tuple(case.get("suffix_ids", [])),
+        refresh_interval=case.get("cache", [1])[0],
     )
 
 
@@ -132,7 +133,8 @@ class GoldenSet:
 
     @property
     def cases(self) -> dict[str, dict[str, Any]]:
-        return dict(self.facts["gen"]["cases"])
+        cached = json.loads((self.parity / "goldens_prompt_cache.json").read_text("utf-8"))["cases"]
+        return {**self.facts["gen"]["cases"], **cached}
 
     def error(self, spec: dict[str, Any], found: np.ndarray) -> float:
         """Largest absolute difference at the positions that the golden set samples of a tensor."""
@@ -198,5 +200,5 @@ class GoldenSet:
         window = pipeline.denoiser.window(case["length"] - tail, tail, tail, 1)
         window.prompt[0, : case["length"] - tail], window.canvas[0, :tail] = embeds[:-tail], embeds[-tail:]
         window.rows[:tail] = window.canvas_start + np.arange(tail)
-        window.run()
+        window.refresh()
         return window.logits[0, :tail]

@@ -20,6 +20,9 @@ class GenerationConfig(BaseModel):
         seed: of sampling and of random remasking; the same seed gives the same answer.
         cfg_scale: classifier-free guidance against a prompt of masks; 0 is off.
         remasking: how positions are ranked for being committed.
+        refresh_interval: every this many steps the whole sequence is computed (a refresh); the
+            steps between compute the canvas alone against the prompt's keys and values of
+            the last refresh. 1 refreshes always, as the authors' loop does; 0 only once.
         stop: texts that end the answer. None is the chat template's end of turn for a text
             prompt and nothing for a prompt given as ids.
         stop_ids: further stops as token ids, looked for after `stop`.
@@ -38,6 +41,7 @@ class GenerationConfig(BaseModel):
     seed: NonNegativeInt = 0
     cfg_scale: NonNegativeFloat = Field(default=0.0, allow_inf_nan=False)
     remasking: Literal["low_confidence", "random"] = "low_confidence"
+    refresh_interval: NonNegativeInt = 1
     stop: tuple[str, ...] | None = None
     stop_ids: tuple[tuple[NonNegativeInt, ...], ...] = ()
     suffix: str | None = None

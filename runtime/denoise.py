@@ -16,7 +16,7 @@ from lladav.manifest import SpecialTokens
 from lladav.runtime.config import GenerationConfig, Schedule
 from lladav.runtime.denoiser import Denoiser
 from lladav.runtime.embedding import EmbeddingTable
-from lladav.runtime.results import FinishReason, StepEvent
+from lladav.runtime.results import FinishReason, PassKind, StepEvent
 from lladav.runtime.sampling import Sampler, guide
 from lladav.runtime.stops import StopScanner
 
@@ -61,7 +61,11 @@ class DenoisingLoop:
         prompt_masks = np.flatnonzero((np.abs(request.prompt - mask_row) < MASK_DISTANCE).all(axis=1))
 
         window = denoiser.window(
-            self._prompt_length, length + suffix, length + len(prompt_masks), 2 if self._guided else 1
+            self._prompt_length,
+            length + suffix,
+            length + len(prompt_masks),
+            2 if self._guided else 1,
+            cached=request.config.refresh_interval != 1,
         )
         self._window = window
         window.prompt[0, : self._prompt_length] = request.prompt
@@ -111,17 +115,24 @@ class DenoisingLoop:
 
     def _denoise(self, block: int, block_end: int, transfers: int) -> StepEvent:
         """One pass, and the commit of its most confident positions."""
+        interval = self._request.config.refresh_interval
+        kind: PassKind = "refresh" if self._step == 0 or (interval and self._step % interval == 0) else "step"
         began = perf_counter()
-        self._window.run()
+        if kind == "refresh":
+            self._window.refresh()
+        else:
+            self._window.step()
         computed = perf_counter()
         limit = self._prompt_length + (block_end if self._stops.position is None else self._stops.position)
         candidates = np.flatnonzero(self._masked & (self._positions < limit))
-        self._evaluate(candidates)
+        # Masks inside the prompt keep what the last refresh said of them.
+        self._evaluate(candidates if kind == "refresh" else candidates[candidates < len(self.ids)])
         chosen = self._select(candidates, transfers)
         self._commit(chosen)
         self._stops.scan(self.ids)
         event = StepEvent(
             step=self._step,
+            kind=kind,
             block=block,
             positions=tuple((self._positions[chosen] - self._prompt_length).tolist()),
             tokens=tuple(self._picks[chosen].tolist()),

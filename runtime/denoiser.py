@@ -13,6 +13,7 @@ import numpy as np
 
 from lladav.bundle import Bundle
 from lladav.errors import OptionError, PromptError
+from lladav.manifest import Manifest
 from lladav.runtime.sessions import NUMPY_TYPES, PADDED, BoundPass, open_session, smallest_fitting
 
 
@@ -24,7 +25,7 @@ class Denoiser:
         self._session: Any = open_session(bundle, "denoiser", threads)
         self._window: Window | None = None
 
-    def window(self, prompt: int, canvas: int, rows: int, batch: int) -> Window:
+    def window(self, prompt: int, canvas: int, rows: int, batch: int, *, cached: bool = False) -> Window:
         """A window for that many positions; the last one's buffers are used again where they fit.
 
         Args:
@@ -32,6 +33,7 @@ class Denoiser:
             canvas: answer and suffix positions.
             rows: logits rows wanted at most.
             batch: sequences, 2 with classifier-free guidance.
+            cached: whether `Window.step` will be called.
 
         Raises:
             PromptError: no prompt bucket is large enough.
@@ -51,44 +53,61 @@ class Denoiser:
                 f"a canvas of {max(canvas, rows):,} positions fits no bucket: the largest is {buckets.canvas[-1]:,}",
                 cure=f"export with --canvas-buckets ...,{max(canvas, rows)}, or lower --gen-length or the suffix",
             )
-        if self._window is None or self._window.size != (batch, p, c):
+        if self._window is None or self._window.size != (batch, p, c) or (cached and not self._window.cached):
             self._window = None  # frees the old buffers before the new ones are made
-            self._window = Window(self._session, self._manifest, batch, p, c)
+            self._window = Window(self._session, self._manifest, batch, p, c, cached)
         self._window.lay_out(prompt, canvas)
         return self._window
 
 
 class Window:
-    """Buffers of one full pass.
+    """Buffers of the two passes.
 
     Attributes:
         prompt: `[B, prompt bucket, D]` float32 input rows of the prompt.
         canvas: `[B, canvas bucket, D]` float32 input rows of answer and suffix.
-        rows: `[canvas bucket]` int64 window positions whose logits are wanted.
-        logits: `[B, canvas bucket, V]` float32, one per entry of `rows`.
+        rows: `[canvas bucket]` int64 window positions whose logits a refresh computes.
+        logits: `[B, canvas bucket, V]` float32: after a refresh one per entry of `rows`, after
+            a step one per canvas position.
+        cached: whether there are buffers for `step`.
     """
 
-    def __init__(self, session: Any, manifest: Any, batch: int, prompt: int, canvas: int) -> None:
+    def __init__(self, session: Any, manifest: Manifest, batch: int, prompt: int, canvas: int, cached: bool) -> None:
         language = manifest.geometry.language
         self.size = (batch, prompt, canvas)
+        self.cached = cached
         window = prompt + canvas
-        inputs: dict[str, np.ndarray] = {
-            "inputs_embeds": np.zeros((batch, window, language.hidden_size), np.float32),
-            "position_ids": np.zeros((batch, window), np.int64),
-            "attention_bias": np.zeros((batch, 1, 1, window), np.float32),
-            "rows": np.zeros(canvas, np.int64),
-        }
-        for spec in manifest.graphs["denoiser"].inputs:
-            if spec.name.startswith("past_key_values."):
-                empty = (batch, language.kv_heads, 0, language.head_size)
-                inputs[spec.name] = np.zeros(empty, NUMPY_TYPES[spec.dtype])
+        self._embeds = np.zeros((batch, window, language.hidden_size), np.float32)
+        self._positions = np.zeros((batch, window), np.int64)
+        self._bias = np.zeros((batch, 1, 1, window), np.float32)
+        self.prompt = self._embeds[:, :prompt]
+        self.canvas = np.zeros((batch, canvas, language.hidden_size), np.float32)
+        self.rows = np.zeros(canvas, np.int64)
         self.logits = np.zeros((batch, canvas, language.vocab_rows), np.float32)
-        self.rows = inputs["rows"]
-        self.prompt = inputs["inputs_embeds"][:, :prompt]
-        self.canvas = inputs["inputs_embeds"][:, prompt:]
-        self._positions = inputs["position_ids"]
-        self._bias = inputs["attention_bias"][:, 0, 0]
-        self._pass = BoundPass(session, inputs, {"logits": self.logits})
+        specs = [s for s in manifest.graphs["denoiser"].inputs if s.name.startswith("past_key_values.")]
+        kinds = {s.name: NUMPY_TYPES[s.dtype] for s in specs}
+        shape = (batch, language.kv_heads, window, language.head_size)
+        present = {n.replace("past_key_values", "present"): np.zeros(shape, kinds[n]) for n in kinds if cached}
+        inputs = {
+            "inputs_embeds": self._embeds,
+            "position_ids": self._positions,
+            "attention_bias": self._bias,
+            "rows": self.rows,
+        }
+        empty = {n: np.zeros((batch, language.kv_heads, 0, language.head_size), kinds[n]) for n in kinds}
+        self._refresh = BoundPass(session, inputs | empty, {"logits": self.logits, **present})
+        self._prompt_cache: list[tuple[np.ndarray, np.ndarray]] = []
+        if cached:
+            past = {n: np.zeros((batch, language.kv_heads, prompt, language.head_size), kinds[n]) for n in kinds}
+            self._prompt_cache = [(past[n], present[n.replace("past_key_values", "present")]) for n in kinds]
+            self._canvas_positions = np.zeros((batch, canvas), np.int64)
+            own = {
+                "inputs_embeds": self.canvas,
+                "position_ids": self._canvas_positions,
+                "attention_bias": self._bias,
+                "rows": np.arange(canvas),
+            }
+            self._step = BoundPass(session, own | past, {"logits": self.logits})
 
     @property
     def canvas_start(self) -> int:
@@ -102,12 +121,21 @@ class Window:
         self._positions[:, :prompt] = np.arange(prompt)
         self._positions[:, start : start + canvas] = np.arange(prompt, prompt + canvas)
         self._bias[:] = PADDED
-        self._bias[:, :prompt] = 0
-        self._bias[:, start : start + canvas] = 0
+        self._bias[..., :prompt] = 0
+        self._bias[..., start : start + canvas] = 0
         self.prompt[:, prompt:] = 0
         self.canvas[:, canvas:] = 0
         self.rows[:] = start
+        if self.cached:
+            self._canvas_positions[:] = self._positions[:, start:]
 
-    def run(self) -> None:
-        """Computes `logits` from what the buffers hold."""
-        self._pass.run()
+    def refresh(self) -> None:
+        """The full pass over prompt and canvas; keeps the prompt's keys and values where they are used."""
+        self._embeds[:, self.canvas_start :] = self.canvas
+        self._refresh.run()
+        for kept, computed in self._prompt_cache:
+            kept[:] = computed[:, :, : self.canvas_start]
+
+    def step(self) -> None:
+        """The pass over the canvas alone, against what the last refresh kept of the prompt."""
+        self._step.run()

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
+PassKind = Literal["refresh", "step"]
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,7 @@ class StepEvent:
 
     Attributes:
         step: 0, 1, ... over the whole answer.
+        kind: `refresh` computed prompt and canvas, `step` the canvas alone.
         block: block that was being filled.
         positions: committed in this step, most confident first, counted from the first
             position of the answer (negative: a mask inside the prompt).
@@ -26,6 +28,7 @@ class StepEvent:
     """
 
     step: int
+    kind: PassKind
     block: int
     positions: tuple[int, ...]
     tokens: tuple[int, ...]

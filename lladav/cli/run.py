@@ -78,6 +78,14 @@ def run(
             rich_help_panel=_GENERATION, metavar="low_confidence|random", help="Which positions are filled first."
         ),
     ] = "low_confidence",
+    refresh_interval: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=_GENERATION,
+            help="Steps from one pass over prompt and canvas to the next; those between compute the canvas alone. "
+            "1 computes all of it always, as the authors do; 0 only once.",
+        ),
+    ] = 1,
     stop: Annotated[
         list[str] | None,
         typer.Option(
@@ -122,6 +130,7 @@ def run(
         seed=seed,
         cfg_scale=cfg_scale,
         remasking=remasking,
+        refresh_interval=refresh_interval,
         stop=() if no_stop else tuple(stop) if stop else None,
         stop_ids=tuple(integers("--stop-ids", text) for text in stop_ids or ()),
         suffix=suffix,

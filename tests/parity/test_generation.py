@@ -10,8 +10,16 @@ from conftest import SHARED
 
 from benchmarks.golden import CONFIDENCE_TOLERANCE, GoldenSet, applies, config_of, replay
 
-_FILE = SHARED / "parity" / "goldens.json"
-CASES: dict[str, dict[str, Any]] = json.loads(_FILE.read_text("utf-8"))["gen"]["cases"] if _FILE.is_file() else {}
+
+def _cases() -> dict[str, dict[str, Any]]:
+    parity = SHARED / "parity"
+    if not (parity / "goldens.json").is_file():
+        return {}
+    plain = json.loads((parity / "goldens.json").read_text("utf-8"))["gen"]["cases"]
+    return {**plain, **json.loads((parity / "goldens_prompt_cache.json").read_text("utf-8"))["cases"]}
+
+
+CASES = _cases()
 OURS = [name for name, case in CASES.items() if applies(case)]
 
 

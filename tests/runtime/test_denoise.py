@@ -58,6 +58,44 @@ def test_every_step_commits_masks_of_its_block_or_before(pipeline: Pipeline, opt
     assert answer.finish_reason == "length"
 
 
+@pytest.mark.parametrize(("interval", "kinds"), [(1, "rrrrrrrr"), (3, "rssrssrs"), (8, "rsssssss"), (0, "rsssssss")])
+def test_refresh_interval(pipeline: Pipeline, interval: int, kinds: str) -> None:
+    config = GenerationConfig(gen_length=8, block_length=4, refresh_interval=interval)
+    steps = pipeline.generate(prompt_ids=PROMPT, config=config).steps
+    assert "".join(step.kind[0] for step in steps) == kinds
+
+
+def test_step_after_refresh_of_the_same_canvas_computes_the_same(pipeline: Pipeline) -> None:
+    """What the step pass reads is what the refresh wrote, with guidance and padding too."""
+    window = pipeline.denoiser.window(21, 6, 6, 2, cached=True)
+    draw = np.random.default_rng(0)
+    window.prompt[:, :21] = draw.normal(0, 0.5, (2, 21, 32))
+    window.canvas[:, :6] = draw.normal(0, 0.5, (2, 6, 32))
+    window.rows[:6] = window.canvas_start + np.arange(6)
+    window.refresh()
+    whole = window.logits[:, :6].copy()
+    window.logits[:] = 0
+    window.step()
+    np.testing.assert_allclose(window.logits[:, :6], whole, atol=1e-5)
+
+
+def test_prompt_cache_is_kept_apart_from_the_canvas(pipeline: Pipeline) -> None:
+    """Between refreshes the canvas sees the prompt as it was, and its own changes at once."""
+    window = pipeline.denoiser.window(21, 6, 6, 1, cached=True)
+    draw = np.random.default_rng(0)
+    window.prompt[:, :21] = draw.normal(0, 0.5, (1, 21, 32))
+    window.canvas[:, :6] = draw.normal(0, 0.5, (1, 6, 32))
+    window.refresh()
+    window.step()
+    before = window.logits[0, :6].copy()
+    window.prompt[:, :21] += 1
+    window.step()
+    np.testing.assert_array_equal(window.logits[0, :6], before)
+    window.canvas[0, 3] += 1
+    window.step()
+    assert np.abs(window.logits[0, :6] - before).max() > 1e-2
+
+
 def test_same_seed_same_answer(pipeline: Pipeline) -> None:
     def ids(seed: int) -> tuple[int, ...]:
         config = GenerationConfig(gen_length=16, temperature=1.0, seed=seed)
@@ -141,7 +179,7 @@ def test_padding_changes_no_logits(pipeline: Pipeline) -> None:
         window = pipeline.denoiser.window(prompt, canvas, canvas, 1)
         window.prompt[0, :prompt], window.canvas[0, :canvas] = embeds[:prompt], embeds[prompt:]
         window.rows[:canvas] = window.canvas_start + np.arange(canvas)
-        window.run()
+        window.refresh()
         found.append(window.logits[0, canvas - 7 : canvas].copy())
         assert (window.size[1] == prompt) == (prompt == 64)
     np.testing.assert_allclose(found[0], found[1], atol=1e-4)
