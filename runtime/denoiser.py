@@ -88,7 +88,7 @@ class Window:
         kinds = {s.name: NUMPY_TYPES[s.dtype] for s in specs}
         shape = (batch, language.kv_heads, window, language.head_size)
         present = {n.replace("past_key_values", "present"): np.zeros(shape, kinds[n]) for n in kinds if cached}
-        inputs = {
+        inputs: dict[str, np.ndarray] = {
             "inputs_embeds": self._embeds,
             "position_ids": self._positions,
             "attention_bias": self._bias,
@@ -101,7 +101,7 @@ class Window:
             past = {n: np.zeros((batch, language.kv_heads, prompt, language.head_size), kinds[n]) for n in kinds}
             self._prompt_cache = [(past[n], present[n.replace("past_key_values", "present")]) for n in kinds]
             self._canvas_positions = np.zeros((batch, canvas), np.int64)
-            own = {
+            own: dict[str, np.ndarray] = {
                 "inputs_embeds": self.canvas,
                 "position_ids": self._canvas_positions,
                 "attention_bias": self._bias,
