@@ -19,7 +19,7 @@ class ExportConfig(BaseModel):
             and fp16 for the others, so that the bundle is as large as the checkpoint.
         tile_buckets: crops per pass of the vision encoder; 1 is always among them, so that any
             number of crops is a sum of buckets and none is padded.
-        prompt_buckets: prompt lengths; those beyond the model's own limit become that limit.
+        prompt_buckets: prompt lengths; those beyond the model's positions become their number.
         canvas_buckets: answer lengths, suffix included.
         vocab_rows: `tokenizer` cuts embedding and head to the tokenizer's length as the authors'
             loader does; `all` keeps every row.

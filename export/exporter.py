@@ -102,7 +102,7 @@ def export(
             geometry=geometry,
             graphs={b.name: b.spec() for b in builders},
             tables=tables,
-            buckets=_buckets(config, max_prompt),
+            buckets=_buckets(config, max_prompt, geometry.language.max_positions),
             preprocessing=read_preprocessing(source, geometry.vision),
             tokens=tokens.model_copy(update={"mask_aliases": aliases}),
             max_prompt=max_prompt,
@@ -184,10 +184,12 @@ def _write_tables(
     return tables, files, tuple(aliases)
 
 
-def _buckets(config: ExportConfig, max_prompt: int) -> Buckets:
-    """Prompts are cut at `max_prompt`, so no bucket need be larger."""
-    prompt = sorted({min(size, max_prompt) for size in config.prompt_buckets})
-    return Buckets(tiles=config.tile_buckets, prompt=tuple(prompt), canvas=config.canvas_buckets)
+def _buckets(config: ExportConfig, max_prompt: int, max_positions: int) -> Buckets:
+    """Prompts with pictures are cut at `max_prompt`, which therefore is a size; text may be longer."""
+    prompt = {min(size, max_positions) for size in config.prompt_buckets}
+    if max(prompt) > max_prompt:
+        prompt.add(max_prompt)
+    return Buckets(tiles=config.tile_buckets, prompt=tuple(sorted(prompt)), canvas=config.canvas_buckets)
 
 
 def _generation_defaults(source: Checkpoint) -> GenerationDefaults:

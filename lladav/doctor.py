@@ -181,7 +181,7 @@ def _run(providers: tuple[Provider, ...], resampling: bool | None) -> Verb:
     if resampling is None:
         return Verb("run", "Pillow or numpy does not load", "pip install --force-reinstall pillow numpy")
     if not resampling:
-        cure = "pip install 'pillow>=10.3,<13'"
+        cure = "pip install 'pillow>=10.3,<=13.0'"
         return Verb("run", "this Pillow resizes pictures otherwise than the reference: answers may differ", cure)
     return Verb("run")
 

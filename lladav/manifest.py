@@ -146,7 +146,7 @@ class Manifest(_Frozen):
     buckets: Buckets
     preprocessing: Preprocessing | None
     tokens: SpecialTokens
-    max_prompt: PositiveInt = Field(description="prompt positions beyond this are cut off, as the authors do")
+    max_prompt: PositiveInt = Field(description="a prompt with pictures is cut off here, as the authors do")
     generation: GenerationDefaults
     checkpoint: CheckpointIdentity
     versions: dict[str, str]

@@ -84,7 +84,8 @@ def merge_prompt(
         table: embeddings of text.
         images: merged features `[n, D]` of each picture, in order. One that is missing at the end
             is replaced by the last one, and those without a place are ignored, as the reference does.
-        max_prompt: positions to keep; the end of a longer prompt is cut off, question and all.
+        max_prompt: positions to keep; the end of a longer prompt is cut off, question and all. The
+            reference cuts only prompts with pictures.
 
     Returns:
         Embeddings float32 `[P, D]`, and int64 `[P]` the token id of each position, or
@@ -103,7 +104,7 @@ def merge_prompt(
     pictures = [images[min(i, len(images) - 1)] for i in range(len(places))]
     counts = np.ones(len(tokens), np.int64)
     counts[places] = [len(picture) for picture in pictures]
-    kinds = np.repeat(tokens, counts)[:max_prompt]
+    kinds = np.repeat(tokens, counts)[: max_prompt if images else None]
     embeds = np.empty((len(kinds), table.width), np.float32)
     is_text = kinds != IMAGE_TOKEN
     embeds[is_text] = table.gather(kinds[is_text])

@@ -74,7 +74,7 @@ class Pipeline:
             if not resampling_is_reference():
                 warnings.warn(
                     f"Pillow {PIL.__version__} scales pictures to other pixels than the authors' code, so answers may "
-                    "differ; install one of `pillow>=10.3,<13`",
+                    "differ; install one of `pillow>=10.3,<=13.0`",
                     stacklevel=2,
                 )
             self._vision = VisionEncoder(self.bundle, self._threads)

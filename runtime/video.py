@@ -11,7 +11,7 @@ from PIL import Image
 
 from lladav.errors import ImageError
 from lladav.manifest import Preprocessing
-from lladav.runtime.images import MAX_PIXELS, Pixels, open_image
+from lladav.runtime.images import MAX_PIXELS, Pixels, open_image, resize
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
@@ -50,7 +50,7 @@ def preprocess_frames(frames: Sequence[Image.Image], pre: Preprocessing) -> Pixe
     features to a `merge.video_plan`.
     """
     size = (pre.crop_size, pre.crop_size)
-    return np.stack([np.asarray(f.convert("RGB").resize(size, Image.Resampling.BICUBIC)) for f in frames])
+    return np.stack([np.asarray(resize(f.convert("RGB"), size)) for f in frames])
 
 
 def _frames_in(folder: Path) -> list[Path]:

@@ -104,7 +104,7 @@ def test_other_resampling_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lladav.runtime.images.resampling_is_reference", lambda: False)
     assert verbs(doctor())["run"] == (
         "this Pillow resizes pictures otherwise than the reference: answers may differ",
-        "pip install 'pillow>=10.3,<13'",
+        "pip install 'pillow>=10.3,<=13.0'",
     )
 
 

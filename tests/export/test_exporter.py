@@ -177,6 +177,7 @@ def test_config_is_kept_and_strict(checkpoint: Path, tmp_path: Path) -> None:
     assert ExportConfig.model_validate_json(bundle.file("export.json").read_text("utf-8")) == config
     assert bundle.manifest.buckets.canvas == (4, 16)
     assert bundle.manifest.buckets.tiles == (1, 2)
-    assert max(bundle.manifest.buckets.prompt) <= bundle.manifest.max_prompt == 384
+    assert bundle.manifest.max_prompt == 384
+    assert bundle.manifest.buckets.prompt == (64, 128, 256, 384, 512)
     with pytest.raises(ValueError, match="buckets"):
         ExportConfig(buckets=(1,))  # type: ignore[call-arg]

@@ -159,14 +159,20 @@ def test_pixel_values_cover_minus_one_to_one_and_reuse_the_buffer():
     assert imagenet.max() == (1 - 0.25) / 0.125
 
 
+def test_border_of_a_padded_cmyk_picture_is_black():
+    """Gray in the picture's own mode, as the reference pads: full black ink there."""
+    crops = preprocess(Image.new("CMYK", (60, 20), (0, 0, 0, 0)), REAL, "pad")
+    assert crops.pixels[0, 0].max() == 0
+    assert crops.pixels[0, crops.pixels.shape[1] // 2].min() == 255
+
+
 def test_this_pillow_resizes_as_the_reference_and_another_order_would_show(monkeypatch):
     assert resampling_is_reference()
-    resize = Image.Image.resize
 
-    def vertical_first(image, size):
-        return resize(resize(image, (image.width, size[1])), size)
+    def columns_first(image, size):
+        return image.resize((image.width, size[1])).resize(size)
 
-    monkeypatch.setattr(Image.Image, "resize", vertical_first)
+    monkeypatch.setattr("lladav.runtime.images.resize", columns_first)
     assert not resampling_is_reference()
 
 

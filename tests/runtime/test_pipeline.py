@@ -116,8 +116,17 @@ def test_crops_are_encoded_alike_whatever_the_buckets(tiny_checkpoint: Path, tmp
 
 def test_prompt_beyond_the_models_limit_is_cut_and_says_so(pipeline: Pipeline) -> None:
     limit = pipeline.bundle.manifest.max_prompt
+    answer = pipeline.generate(
+        prompt_ids=[5] * (limit - 6) + [-200], images=[np.zeros((56, 56, 3), np.uint8)], config=SHORT
+    )
+    rows = len(pipeline.image_rows(np.zeros((56, 56, 3), np.uint8)))
+    assert (answer.prompt_tokens, answer.truncated_tokens) == (limit, rows - 6)
+
+
+def test_text_alone_is_never_cut(pipeline: Pipeline) -> None:
+    limit = pipeline.bundle.manifest.max_prompt
     answer = pipeline.generate(prompt_ids=[5] * (limit + 10), config=SHORT)
-    assert (answer.prompt_tokens, answer.truncated_tokens) == (limit, 10)
+    assert (answer.prompt_tokens, answer.truncated_tokens) == (limit + 10, 0)
 
 
 def test_prompt_that_fits_no_bucket_says_what_would(tiny_checkpoint: Path, tmp_path: Path) -> None:
