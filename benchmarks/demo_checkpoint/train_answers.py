@@ -37,13 +37,13 @@ VOCABULARY = 2400
 SIZE = VISION.image_size
 # Share of batches by kind: (columns, rows) of the crops, whether each crop is a drawing of its own.
 LAYOUTS = {
-    ((1, 1), True): 0.34,
-    ((2, 2), False): 0.36,
-    ((2, 1), True): 0.10,
-    ((1, 2), True): 0.08,
-    ((3, 1), True): 0.04,
-    ((1, 3), True): 0.03,
-    ((2, 2), True): 0.05,
+    ((1, 1), True): 0.46,
+    ((2, 2), False): 0.16,
+    ((2, 1), True): 0.13,
+    ((1, 2), True): 0.09,
+    ((3, 1), True): 0.06,
+    ((1, 3), True): 0.04,
+    ((2, 2), True): 0.06,
 }
 
 
