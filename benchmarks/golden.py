@@ -81,7 +81,6 @@ class _TeacherForced(DenoisingLoop):
     """Commits what the reference committed, and counts what it would have done itself."""
 
     def follow(self, trace: list[dict[str, Any]]) -> Replay:
-        self._trace = [entry for entry in trace if entry["pos"]]
         self._entries = iter(trace)
         self.same_token = self.same_position = self.narrow = 0
         self.error = 0.0

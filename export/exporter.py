@@ -28,6 +28,7 @@ from lladav.export.vision_graphs import connector, vision_encoder
 from lladav.export.weights import HashedFile, WeightStream
 from lladav.geometry import Geometry
 from lladav.manifest import (
+    MASK_DISTANCE,
     Buckets,
     CheckpointIdentity,
     FileEntry,
@@ -44,8 +45,6 @@ SYSTEM_PROMPT = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
 )
-# The reference takes a position for masked when its embedding is this close to the mask's.
-MASK_DISTANCE = 1e-5
 EMBEDDING = "model.embed_tokens.weight"
 NEWLINE = "model.image_newline"
 

@@ -18,6 +18,9 @@ from lladav.geometry import Geometry
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
+# The reference takes a position for masked when its embedding is this close to the mask's in every
+# component (`modeling_llada.py`).
+MASK_DISTANCE = 1e-5
 _OPEN_SEAL = '"sha256": ""'
 
 Precision = Literal["fp32", "fp16", "bf16"]

@@ -12,16 +12,13 @@ from time import perf_counter
 
 import numpy as np
 
-from lladav.manifest import SpecialTokens
+from lladav.manifest import MASK_DISTANCE, SpecialTokens
 from lladav.runtime.config import GenerationConfig, Schedule
 from lladav.runtime.denoiser import Denoiser
 from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.results import FinishReason, PassKind, StepEvent
 from lladav.runtime.sampling import Sampler, guide
 from lladav.runtime.stops import StopScanner
-
-# The reference takes a position for masked when its embedding is this close to the mask's.
-MASK_DISTANCE = 1e-5
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,6 @@ def export(
     from lladav.export import require
 
     require("export")
-    if verify:
-        require("verify")
     from lladav.export.exporter import export as write_bundle
     from lladav.export.progress import Progress
 

@@ -107,7 +107,7 @@ def _use(found: Inspection) -> Table:
     table = screen.facts("Use")
     for name, sizes in manifest.buckets:
         table.add_row(f"{name} buckets", ", ".join(map(str, sizes)))
-    table.add_row("longest prompt", f"{manifest.max_prompt:,} tokens; what is beyond is cut off")
+    table.add_row("longest prompt", f"{manifest.max_prompt:,} tokens with pictures; what is beyond is cut off")
     p = manifest.preprocessing
     if p is not None:
         sides = sorted(
