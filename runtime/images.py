@@ -144,7 +144,8 @@ def _load(image: Image.Image, name: str, exif: bool, max_pixels: int) -> Image.I
     if width * height > max_pixels:
         raise ImageError(
             f"{name} has {width} x {height} = {width * height:,} pixels; the limit is {max_pixels:,}",
-            cure="scale it down, or raise the limit with open_image(..., max_pixels=N) if you trust the file",
+            cure="scale it down, or, if you trust the file, raise the limit with --max-pixels N "
+            "or Pipeline.load(..., max_pixels=N)",
         )
     if image.mode not in _MODES:
         raise ImageError(

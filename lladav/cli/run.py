@@ -55,6 +55,10 @@ def run(
     exif: Annotated[
         bool, typer.Option("--exif", rich_help_panel=_INPUT, help="Turn pictures as their EXIF tag says.")
     ] = False,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(rich_help_panel=_INPUT, min=1, help="Larger pictures are refused.", show_default="179 million"),
+    ] = None,
     gen_length: Annotated[
         int | None,
         typer.Option(rich_help_panel=_GENERATION, help="Tokens to fill.", show_default="the bundle's"),
@@ -120,6 +124,7 @@ def run(
 
     from lladav.runtime import Pipeline
     from lladav.runtime.config import Schedule
+    from lladav.runtime.images import MAX_PIXELS
     from lladav.runtime.pipeline import DEFAULT_FRAMES, generation_config
 
     config = generation_config(
@@ -138,7 +143,7 @@ def run(
         image_aspect=image_aspect,
     )
     began = perf_counter()
-    pipe = Pipeline.load(bundle, threads)
+    pipe = Pipeline.load(bundle, threads, MAX_PIXELS if max_pixels is None else max_pixels)
     loading = (perf_counter() - began) * 1e3
     request: dict[str, Any] = {
         "prompt_ids": ids,

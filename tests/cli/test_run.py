@@ -81,6 +81,14 @@ def test_all_generation_options_reach_the_loop(tiny_bundle: Path) -> None:
     assert expected.token_ids[-1] == 9
 
 
+def test_limit_of_pixels_can_be_moved(tiny_bundle: Path, picture: str) -> None:
+    question = ("--prompt", "Hi", "--image", picture, *SHORT)
+    _, err = run(tiny_bundle, *question, "--max-pixels", "4799", expect=1)
+    assert "4,800 pixels" in err
+    assert "--max-pixels N" in err
+    run(tiny_bundle, *question, "--max-pixels", "4800")
+
+
 def test_no_stop_fills_the_canvas(tiny_bundle: Path) -> None:
     options = ("--prompt", "Hi", "--gen-length", "48", "--json")
     stopped = json.loads(run(tiny_bundle, *options)[0])
