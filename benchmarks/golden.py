@@ -22,9 +22,10 @@ from lladav.export.exporter import export
 from lladav.manifest import Precision
 from lladav.runtime import GenerationConfig, Pipeline
 from lladav.runtime.config import Schedule
-from lladav.runtime.denoise import DenoisingLoop, Request
+from lladav.runtime.denoise import DenoisingLoop, Request, Turn
 from lladav.runtime.embedding import merge_prompt
 from lladav.runtime.images import open_image, preprocess
+from lladav.runtime.presets import resolve
 
 # Where the golden set says that a case is exact, every decision has a margin of at least this
 # many logits; a decision with a smaller one may go either way.
@@ -94,21 +95,26 @@ class _TeacherForced(DenoisingLoop):
             confidence_error=self.error,
         )
 
-    def _select(self, candidates: np.ndarray, transfers: int) -> np.ndarray:
-        entry = next(self._entries)
-        own = set(super()._select(candidates, transfers).tolist())
-        relative = (self._positions - self._prompt_length).tolist()
-        rows = [relative.index(position) for position in entry["pos"]]
+    def _select(self, turn: Turn) -> np.ndarray:
+        canvas, entry = turn.canvas, next(self._entries)
+        own = set(super()._select(turn).tolist())
+        positions = canvas.positions.tolist()
+        rows = [positions.index(position) for position in entry["pos"]]
         close = (entry.get("conf_gap_logit") or np.inf) < MARGIN or (entry.get("logit_gap") or np.inf) < MARGIN
         for row, token, confidence in zip(rows, entry["tok"], entry["conf"], strict=True):
-            agrees = int(self._picks[row]) == token
+            agrees = int(canvas.tokens[row]) == token
             self.same_token += agrees
             self.same_position += row in own
             self.narrow += close and not (agrees and row in own)
             if agrees:
-                self.error = max(self.error, abs(float(self._confidences[row]) - confidence) / confidence)
-            self._picks[row] = token
+                self.error = max(self.error, abs(float(canvas.confidences[row]) - confidence) / confidence)
+            canvas.tokens[row] = token
         return np.array(rows, np.int64)
+
+
+def request_of(prompt: np.ndarray, config: GenerationConfig) -> Request:
+    """The request for an answer to a merged prompt `[P, D]`, with options that name every length."""
+    return Request((prompt,), Schedule.of(config, 1), config, resolve(config), config.stop_ids, config.suffix_ids)
 
 
 def replay(pipeline: Pipeline, case: dict[str, Any], images: Sequence[Path]) -> Replay:
@@ -116,7 +122,7 @@ def replay(pipeline: Pipeline, case: dict[str, Any], images: Sequence[Path]) -> 
     manifest = pipeline.bundle.manifest
     config = config_of(case)
     rows, _ = merge_prompt(case["ids"], pipeline.table, [pipeline.image_rows(i) for i in images], manifest.max_prompt)
-    request = Request(rows, Schedule.of(config, 1), config, config.stop_ids, config.suffix_ids)
+    request = request_of(rows, config)
     return _TeacherForced(pipeline.denoiser, pipeline.table, manifest.tokens, request).follow(case["trace"])
 
 
@@ -177,7 +183,7 @@ class GoldenSet:
         if name == "synthetic_2crops":
             seed = np.random.SeedSequence([51, zlib.crc32(name.encode()), 2])
             return np.random.Generator(np.random.PCG64(seed)).integers(0, 256, (2, 384, 384, 3), dtype=np.uint8)
-        return preprocess(open_image(self.images([name])[0]), pipeline.vision.preprocessing).pixels
+        return preprocess(open_image(self.images([name])[0]), pipeline.pictures.encoder.preprocessing).pixels
 
     def prompt_rows(self, pipeline: Pipeline, case: dict[str, Any]) -> np.ndarray:
         """Merged prompt `[P, D]` of a case of `merge`."""
@@ -196,8 +202,6 @@ class GoldenSet:
             masks = pipeline.table.gather([pipeline.bundle.manifest.tokens.mask] * (case["length"] - len(text)))
             embeds = np.concatenate((text, masks))
         tail = case["tail"]
-        window = pipeline.denoiser.window(case["length"] - tail, tail, tail, 1)
+        window = pipeline.denoiser.window([case["length"] - tail], tail, tail)
         window.prompt[0, : case["length"] - tail], window.canvas[0, :tail] = embeds[:-tail], embeds[-tail:]
-        window.rows[:tail] = window.canvas_start + np.arange(tail)
-        window.refresh()
-        return window.logits[0, :tail]
+        return window.refresh(window.canvas_start + np.arange(tail))[0]

@@ -55,7 +55,9 @@ def components(golden: GoldenSet) -> Iterator[str]:
             )
         )
         connected.append(
-            max(golden.error(pictures[n]["connector"], pipeline.vision.encode(c)[0]) for n, c in crops.items())
+            max(
+                golden.error(pictures[n]["connector"], pipeline.pictures.encoder.encode(c)[0]) for n, c in crops.items()
+            )
         )
     yield row("vision tower", len(pictures), FEATURE_TOLERANCE, features)
     yield row("connector", len(pictures), CONNECTOR_TOLERANCE, connected)

@@ -16,9 +16,10 @@ from lladav.export.streamed_reference import StreamedReference
 from lladav.export.verification import TOLERANCES, Row
 from lladav.manifest import SpecialTokens
 from lladav.runtime.config import GenerationConfig, Schedule
-from lladav.runtime.denoise import DenoisingLoop, Request
+from lladav.runtime.denoise import DenoisingLoop, Request, Turn
 from lladav.runtime.denoiser import Denoiser
 from lladav.runtime.embedding import EmbeddingTable
+from lladav.runtime.presets import resolve
 from lladav.runtime.results import StepEvent
 
 Floats = npt.NDArray[np.float32]
@@ -51,9 +52,9 @@ def compare_steps(bundle: Bundle, reference: StreamedReference, prompt: Floats) 
     length = min(GEN_LENGTH, manifest.buckets.canvas[-1])
     config = GenerationConfig(gen_length=length, steps=min(STEPS, length))
     table = EmbeddingTable(bundle.file(manifest.tables["embed_tokens"].file), manifest.tables["embed_tokens"])
-    request = Request(prompt, Schedule.of(config, length), config, (), ())
+    request = Request((prompt,), Schedule.of(config, length), config, resolve(config))
     loop = _ComparedLoop(Denoiser(bundle), table, manifest.tokens, request, reference.whole())
-    return [loop.row(event, TOLERANCES[manifest.precision].whole) for event in loop]
+    return [loop.row(event, TOLERANCES[manifest.precision].whole) for (event,) in loop if event is not None]
 
 
 def available_memory() -> int:
@@ -94,24 +95,25 @@ class _ComparedLoop(DenoisingLoop):
             note += f", the others within {self._margin:.2g} logits in PyTorch"
         return Row("denoising", f"step {event.step + 1} logits", self._error, tolerance, passed, note)
 
-    def _evaluate(self, candidates: npt.NDArray[np.int64]) -> None:
-        length = len(self.ids)
-        real = np.concatenate((self._request.prompt, self._window.canvas[0, :length]))
+    def _evaluate(self, turn: Turn, logits: Floats) -> None:
+        length = turn.canvas.length
+        real = np.concatenate((self._request.prompts[0], self._window.canvas[0, :length]))
         with torch.no_grad():
             hidden = self._model.hidden_states(torch.from_numpy(real)[None])[-1]
-            logits = self._model.lm_head(hidden[:, -length:])[0].double().numpy()
-        self._error = float(np.abs(self._window.logits[0, :length] - logits).max())
-        self._magnitude = float(np.abs(logits).max())
-        logits[:, self._suppressed] = -np.inf
-        self._logits = logits
-        super()._evaluate(candidates)
+            theirs = self._model.lm_head(hidden[:, -length:])[0].double().numpy()
+        asked = turn.computed[turn.computed < length]
+        self._error = float(np.abs(logits[: len(asked)] - theirs[asked]).max())
+        self._magnitude = float(np.abs(theirs).max())
+        theirs[:, self._suppressed] = -np.inf
+        self._logits = theirs
+        super()._evaluate(turn, logits)
 
-    def _select(self, candidates: npt.NDArray[np.int64], transfers: int) -> npt.NDArray[np.int64]:
-        chosen = super()._select(candidates, transfers)
+    def _select(self, turn: Turn) -> npt.NDArray[np.int64]:
+        chosen = super()._select(turn)
         best = self._logits.max(axis=1)
         confidences = -np.log(np.exp(self._logits - best[:, None]).sum(axis=1))
-        theirs = candidates[np.argsort(-confidences[candidates], kind="stable")[:transfers]]
-        lost = best[chosen] - self._logits[chosen, self._picks[chosen]]
+        theirs = turn.candidates[np.argsort(-confidences[turn.candidates], kind="stable")[: turn.quota]]
+        lost = best[chosen] - self._logits[chosen, turn.canvas.tokens[chosen]]
         behind = np.maximum(0, confidences[theirs].min() - confidences[chosen])
         self._margin = float(np.maximum(lost, behind).max())
         self._same = int((np.isin(chosen, theirs) & (lost == 0)).sum())

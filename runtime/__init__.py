@@ -10,6 +10,7 @@ Example:
 from lladav.runtime.config import GenerationConfig
 from lladav.runtime.pipeline import Pipeline
 from lladav.runtime.prompt import Message
+from lladav.runtime.question import Question
 from lladav.runtime.results import Answer, StepEvent
 
-__all__ = ["Answer", "GenerationConfig", "Message", "Pipeline", "StepEvent"]
+__all__ = ["Answer", "GenerationConfig", "Message", "Pipeline", "Question", "StepEvent"]

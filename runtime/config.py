@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from lladav.errors import OptionError
+from lladav.runtime.selectors import SelectorName
+
+PresetName = Literal["exact", "quality", "balanced", "fast", "realtime"]
+View = Literal["anyres", "single"]
+Grid: TypeAlias = tuple[PositiveInt, PositiveInt]
 
 
 class GenerationConfig(BaseModel):
-    """Options of one answer, with the authors' names and meanings (`generate_with_embeds`).
+    """Options of one answer; those of the authors keep their names and meanings (`generate_with_embeds`).
 
     Attributes:
         gen_length: masks to fill; the bundle's default when None.
         block_length: blocks are filled from left to right; None is one block of `gen_length`.
-        steps: denoising steps over all blocks; None is one per token.
+        steps: denoising steps over all blocks, with the fixed selector only; None is the preset's.
         temperature: of Gumbel sampling; 0 takes the likeliest token.
         seed: of sampling and of random remasking; the same seed gives the same answer.
         cfg_scale: classifier-free guidance against a prompt of masks; 0 is off.
         remasking: how positions are ranked for being committed.
-        refresh_interval: every this many steps the whole sequence is computed (a refresh); the
-            steps between compute the canvas alone against the prompt's keys and values of
-            the last refresh. 1 refreshes always, as the authors' loop does; 0 only once.
         stop: texts that end the answer. None is the chat template's end of turn for a text
             prompt and nothing for a prompt given as ids.
         stop_ids: further stops as token ids, looked for after `stop`.
@@ -30,6 +41,21 @@ class GenerationConfig(BaseModel):
         suffix_ids: the same as token ids; not both.
         image_aspect: `anyres` cuts pictures into crops; `pad` is the authors' harness for several
             pictures, one gray-padded crop each.
+        preset: what the knobs below are where they are None. Without one it is `exact` where
+            steps, block_length or random remasking are given, which belong to the authors'
+            schedule, and else `balanced`.
+        refresh_interval: every this many steps the whole sequence is computed (a refresh); the
+            steps between compute the canvas alone against the prompt's keys and values of
+            the last refresh. 1 refreshes always, as the authors' loop does; 0 only once.
+        selector: how many positions a step commits.
+        threshold: least confidence, of the threshold selector.
+        factor: of the factor selector.
+        delta: of the Frechet selector.
+        gamma: nats, of the entropy-bounded selector.
+        deadline_ms: milliseconds from the call to the answer; see `runtime/pacing.py`.
+        template: the answer as text with holes; see `runtime/template.py`.
+        max_grid: most columns and rows of crops of a picture.
+        view: `single` shows one view of the whole picture instead of crops.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,12 +67,22 @@ class GenerationConfig(BaseModel):
     seed: NonNegativeInt = 0
     cfg_scale: NonNegativeFloat = Field(default=0.0, allow_inf_nan=False)
     remasking: Literal["low_confidence", "random"] = "low_confidence"
-    refresh_interval: NonNegativeInt = 1
     stop: tuple[str, ...] | None = None
     stop_ids: tuple[tuple[NonNegativeInt, ...], ...] = ()
     suffix: str | None = None
     suffix_ids: tuple[NonNegativeInt, ...] = ()
     image_aspect: Literal["anyres", "pad"] = "anyres"
+    preset: PresetName | None = None
+    refresh_interval: NonNegativeInt | None = None
+    selector: SelectorName | None = None
+    threshold: PositiveFloat | None = Field(default=None, allow_inf_nan=False)
+    factor: PositiveFloat | None = Field(default=None, allow_inf_nan=False)
+    delta: NonNegativeFloat | None = Field(default=None, allow_inf_nan=False)
+    gamma: NonNegativeFloat | None = Field(default=None, allow_inf_nan=False)
+    deadline_ms: PositiveFloat | None = Field(default=None, allow_inf_nan=False)
+    template: str | None = None
+    max_grid: Grid | None = None
+    view: View | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> GenerationConfig:
@@ -54,6 +90,10 @@ class GenerationConfig(BaseModel):
             raise ValueError("suffix and suffix_ids cannot both be given")
         if any(not ids for ids in self.stop_ids) or any(not text for text in self.stop or ()):
             raise ValueError("a stop must not be empty")
+        if self.template is not None:
+            for name, given in (("suffix", self.suffix or self.suffix_ids), ("stop", self.stop or self.stop_ids)):
+                if given:
+                    raise ValueError(f"a template is the whole answer, so there is no {name} beside it")
         return self
 
 
@@ -67,8 +107,8 @@ class Schedule(BaseModel):
     steps: PositiveInt
 
     @classmethod
-    def of(cls, config: GenerationConfig, default_length: int) -> Schedule:
-        """Fills defaults in.
+    def of(cls, config: GenerationConfig, default_length: int, default_steps: int | None = None) -> Schedule:
+        """Fills defaults in; without a number of steps there is one per token.
 
         Raises:
             OptionError: lengths or steps do not divide evenly.
@@ -83,6 +123,8 @@ class Schedule(BaseModel):
                 cure=f"choose a block_length among {', '.join(map(str, fitting))}, or another gen_length",
             )
         blocks = length // block
+        if config.steps is None and default_steps is not None:
+            steps = min(-(-default_steps // blocks) * blocks, length)
         if steps < blocks or steps % blocks:
             below, above = max(blocks, steps - steps % blocks), steps - steps % blocks + blocks
             raise OptionError(

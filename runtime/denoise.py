@@ -1,7 +1,8 @@
-"""The denoising loop: masks of a canvas are filled over several passes of the denoiser.
+"""The denoising loop: the masks of one or several canvases are filled over several passes.
 
-The procedure is the authors' `generate_with_embeds` (`modeling_llada.py`), quirks included;
-each step evaluates only rows that may be committed.
+The procedure is the authors' `generate_with_embeds` (`modeling_llada.py`); each pass computes
+logits only for rows that may be committed. Between refreshes the prompt's keys and values are
+kept, as in Fast-dLLM's prefix cache (arXiv 2505.22618).
 """
 
 from __future__ import annotations
@@ -13,161 +14,286 @@ from time import perf_counter
 import numpy as np
 
 from lladav.manifest import MASK_DISTANCE, SpecialTokens
+from lladav.runtime.canvas import Canvas
 from lladav.runtime.config import GenerationConfig, Schedule
 from lladav.runtime.denoiser import Denoiser
 from lladav.runtime.embedding import EmbeddingTable
+from lladav.runtime.pacing import Pacer
+from lladav.runtime.presets import Knobs
 from lladav.runtime.results import FinishReason, PassKind, StepEvent
-from lladav.runtime.sampling import Sampler, guide
-from lladav.runtime.stops import StopScanner
+from lladav.runtime.sampling import Sampler, guide, restrict
+from lladav.runtime.selectors import Scores
+from lladav.runtime.template import Template
 
 
 @dataclass(frozen=True)
 class Request:
-    """One answer to be made, with everything in token ids.
+    """How answers are to be made, with everything in token ids.
 
     Attributes:
-        prompt: `[P, D]` float32 rows of the merged prompt.
+        prompts: `[P, D]` float32 rows of each merged prompt; all are answered side by side.
+        knobs: from `presets.resolve`.
         stops: sequences of ids that end the answer, in the order they are looked for.
         suffix: ids pinned behind the canvas.
+        template: what the canvas is given as, or None.
     """
 
-    prompt: np.ndarray
+    prompts: tuple[np.ndarray, ...]
     schedule: Schedule
     config: GenerationConfig
-    stops: tuple[tuple[int, ...], ...]
-    suffix: tuple[int, ...]
+    knobs: Knobs
+    stops: tuple[tuple[int, ...], ...] = ()
+    suffix: tuple[int, ...] = ()
+    template: Template | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One canvas in one pass.
+
+    Attributes:
+        canvas: what is being filled.
+        number: its place among the sequences.
+        quota: how many rows the fixed schedule commits.
+        candidates: `[n]` int64 rows that may be committed.
+        computed: `[m]` int64 rows among them that this pass computes logits for.
+    """
+
+    canvas: Canvas
+    number: int
+    quota: int
+    candidates: np.ndarray
+    computed: np.ndarray
 
 
 class DenoisingLoop:
-    """Iterates over the steps of one answer.
+    """Iterates over passes; each gives one event per canvas, None for those that are finished.
 
-    Positions are counted from the start of the prompt (P of them), then the canvas (G), then
-    the suffix. A position may be committed while it is masked and lies before the stop, or
-    before the end of the current block while there is no stop. Nothing bounds it from below:
-    masks left in earlier blocks, and mask tokens inside the prompt, compete as well.
+    Attributes:
+        canvases: one per prompt.
     """
 
-    def __init__(self, denoiser: Denoiser, table: EmbeddingTable, tokens: SpecialTokens, request: Request) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        table: EmbeddingTable,
+        tokens: SpecialTokens,
+        request: Request,
+        pacer: Pacer | None = None,
+    ) -> None:
         self._request = request
         self._table = table
-        length, suffix = request.schedule.gen_length, len(request.suffix)
-        self._prompt_length = len(request.prompt)
+        self._pacer = pacer
+        self._selector = request.knobs.make_selector()
+        mask_row = table.gather([tokens.mask])
+        self.canvases = [
+            Canvas(
+                request.schedule,
+                tokens,
+                vocab_rows=table.rows,
+                prompt_masks=_masks_inside(prompt, mask_row) - len(prompt),
+                stops=request.stops,
+                template=request.template,
+                adaptive=request.knobs.selector != "fixed",
+            )
+            for prompt in request.prompts
+        ]
         self._guided = request.config.cfg_scale > 0
-        mask_row = np.empty((1, request.prompt.shape[1]), np.float32)
-        table.gather([tokens.mask], mask_row)
-        prompt_masks = np.flatnonzero((np.abs(request.prompt - mask_row) < MASK_DISTANCE).all(axis=1))
-
-        window = denoiser.window(
-            self._prompt_length,
-            length + suffix,
-            length + len(prompt_masks),
-            2 if self._guided else 1,
-            cached=request.config.refresh_interval != 1,
-        )
-        self._window = window
-        window.prompt[0, : self._prompt_length] = request.prompt
-        if self._guided:
-            window.prompt[1, : self._prompt_length] = mask_row
-        window.canvas[:, :length] = mask_row
-        if suffix:
-            table.gather(request.suffix, window.canvas[0, length : length + suffix])
-            window.canvas[:, length : length + suffix] = window.canvas[0, length : length + suffix]
-
-        # Rows of logits: the canvas first, then masks of the prompt (few and rare).
-        self._positions = np.concatenate((self._prompt_length + np.arange(length), prompt_masks))
-        self._masked = np.ones(len(self._positions), bool)
-        window.rows[:length] = window.canvas_start + np.arange(length)
-        window.rows[length : length + len(prompt_masks)] = prompt_masks
-        self._is_mask = np.zeros(table.rows, bool)
-        self._is_mask[list(tokens.mask_aliases)] = True
-
-        self.ids = np.full(length, tokens.mask, np.int64)
-        self._stops = StopScanner(request.stops)
-        self._rng = np.random.default_rng(request.config.seed)
-        self._sampler = Sampler(table.rows, tokens.suppressed, request.config.temperature, self._rng)
-        self._confidences = np.empty(len(self._positions), np.float64)
-        self._picks = np.zeros(len(self._positions), np.int64)
+        self._lay_out(denoiser, mask_row)
+        suppressed = tokens.suppressed + (tokens.mask_aliases if request.knobs.forbid_mask else ())
+        # A generator for every answer, so that it does not depend on what it is computed beside.
+        self._draws = [np.random.default_rng(request.config.seed) for _ in self.canvases]
+        self._samplers = [
+            Sampler(table.rows, suppressed, request.config.temperature, draw, entropy=self._selector.needs_entropy)
+            for draw in self._draws
+        ]
         self._step = 0
+        self._committed = 0
+        self._out_of_time = False
 
-    @property
-    def finish_reason(self) -> FinishReason:
-        return "stop" if self._stops.position is not None else "length"
+    def _lay_out(self, denoiser: Denoiser, mask_row: np.ndarray) -> None:
+        """Fills the input rows: prompts, and for guidance as many prompts of masks."""
+        request, length = self._request, self._request.schedule.gen_length
+        prompt_rows = sum(len(canvas.positions) - length for canvas in self.canvases)
+        self._window = window = denoiser.window(
+            [len(prompt) for prompt in request.prompts] * (2 if self._guided else 1),
+            length + len(request.suffix),
+            length + prompt_rows,
+            cached=request.knobs.refresh_interval != 1 or self._pacer is not None,
+        )
+        for number, prompt in enumerate(request.prompts):
+            window.prompt[number, : len(prompt)] = prompt
+            if self._guided:
+                window.prompt[len(request.prompts) + number, : len(prompt)] = mask_row
+        window.canvas[:, :length] = self._table.gather(self.canvases[0].ids)
+        window.canvas[:, length : length + len(request.suffix)] = self._table.gather(request.suffix)
 
-    def answer_ids(self) -> tuple[int, ...]:
+    def finish_reason(self, number: int = 0) -> FinishReason:
+        """Why an answer ended."""
+        if self._out_of_time:
+            return "deadline"
+        return "stop" if self.canvases[number].stop is not None else "length"
+
+    def prompt_tokens(self, number: int = 0) -> int:
+        """Positions of a prompt P."""
+        return len(self._request.prompts[number])
+
+    def answer_ids(self, number: int = 0) -> tuple[int, ...]:
         """Ids up to the stop, then the suffix."""
-        return (*self.ids[: self._stops.position].tolist(), *self._request.suffix)
+        canvas = self.canvases[number]
+        return (*canvas.ids[: canvas.stop].tolist(), *self._request.suffix)
 
-    def __iter__(self) -> Iterator[StepEvent]:
-        schedule = self._request.schedule
-        for block in range(schedule.blocks):
-            start, end = block * schedule.block_length, (block + 1) * schedule.block_length
-            if self._stops.position is not None and self._stops.position <= start:
+    def __iter__(self) -> Iterator[tuple[StepEvent | None, ...]]:
+        quotas = [canvas.quotas() for canvas in self.canvases]
+        while not self._out_of_time:
+            due = [next(quota, None) for quota in quotas]
+            if all(quota is None for quota in due):
                 return
-            for transfers in schedule.transfers(int(self._masked[start:end].sum())):
-                if self._stops.position is not None and not self._masked[: self._stops.position].any():
-                    break
-                if not self._masked[start:end].any():
-                    break
-                yield self._denoise(block, end, transfers)
+            yield self._denoise(due)
 
-    def _denoise(self, block: int, block_end: int, transfers: int) -> StepEvent:
-        """One pass, and the commit of its most confident positions."""
-        interval = self._request.config.refresh_interval
-        kind: PassKind = "refresh" if self._step == 0 or (interval and self._step % interval == 0) else "step"
+    def _denoise(self, due: list[int | None]) -> tuple[StepEvent | None, ...]:
+        """One pass, and what it commits on every unfinished canvas."""
         began = perf_counter()
-        if kind == "refresh":
-            self._window.refresh()
-        else:
-            self._window.step()
-        computed = perf_counter()
-        limit = self._prompt_length + (block_end if self._stops.position is None else self._stops.position)
-        candidates = np.flatnonzero(self._masked & (self._positions < limit))
+        kind, last = self._plan()
+        turns = [self._turn(number, quota, kind, last) for number, quota in enumerate(due) if quota is not None]
+        places = [self._window_positions(turn) for turn in turns]
+        wanted = np.unique(np.concatenate(places))
+        before = perf_counter()
+        logits = self._window.refresh(wanted) if kind == "refresh" else self._window.step(wanted)
+        graph_ms = (perf_counter() - before) * 1e3
+        events: list[StepEvent | None] = [None] * len(due)
+        done = []
+        for turn, place in zip(turns, places, strict=True):
+            rows = self._own_logits(logits, turn, np.searchsorted(wanted, place))
+            self._evaluate(turn, rows)
+            chosen = self._commit(turn, self._select(turn))
+            forced = self._commit_rest(turn, chosen, rows) if last else chosen[:0]
+            turn.canvas.scan()
+            self._committed += len(chosen)
+            self._out_of_time |= len(forced) > 0
+            done.append((turn, chosen, forced))
+        ms = (perf_counter() - began) * 1e3
+        for turn, chosen, forced in done:
+            events[turn.number] = self._event(turn, kind, chosen, forced, ms, graph_ms)
+        if self._pacer is not None:
+            self._pacer.done(kind, ms)
+        self._step += 1
+        return tuple(events)
+
+    def _plan(self) -> tuple[PassKind, bool]:
+        """The kind of the next pass, and whether it is the last one before the deadline."""
+        interval = self._request.knobs.refresh_interval
+        due: PassKind = "refresh" if self._step == 0 or (interval and self._step % interval == 0) else "step"
+        if self._pacer is None:
+            return due, False
+        pace = self._committed / self._step if self._step else 0.0
+        return self._pacer.plan(due, sum(canvas.undecided for canvas in self.canvases), pace)
+
+    def _turn(self, number: int, quota: int, kind: PassKind, last: bool) -> Turn:
+        canvas = self.canvases[number]
+        candidates = canvas.candidates(whole=last)
         # Masks inside the prompt keep what the last refresh said of them.
-        self._evaluate(candidates if kind == "refresh" else candidates[candidates < len(self.ids)])
-        chosen = self._select(candidates, transfers)
-        self._commit(chosen)
-        self._stops.scan(self.ids)
-        event = StepEvent(
+        computed = candidates if kind == "refresh" else candidates[candidates < canvas.length]
+        return Turn(canvas, number, quota, candidates, computed)
+
+    def _window_positions(self, turn: Turn) -> np.ndarray:
+        positions = turn.canvas.positions[turn.computed]
+        prompt = len(self._request.prompts[turn.number])
+        places: np.ndarray = np.where(positions < 0, prompt + positions, self._window.canvas_start + positions)
+        return places
+
+    def _own_logits(self, logits: np.ndarray, turn: Turn, places: np.ndarray) -> np.ndarray:
+        """`[m, V]` logits of the rows that this turn asked for; a view where that is possible."""
+        own: np.ndarray = logits[turn.number]
+        if self._guided:
+            guide(own, logits[len(self.canvases) + turn.number], self._request.config.cfg_scale)
+        if not np.array_equal(places, np.arange(len(own))):
+            own = own[places]
+        return own
+
+    def _evaluate(self, turn: Turn, logits: np.ndarray) -> None:
+        """Token and confidence of every row that this pass computed."""
+        canvas = turn.canvas
+        if canvas.template is not None:
+            for row, own in zip(turn.computed, logits, strict=True):
+                restrict(own, canvas.restriction(row))
+        picks = self._samplers[turn.number].pick(logits)
+        canvas.tokens[turn.computed] = picks.tokens
+        canvas.confidences[turn.computed] = picks.confidences
+        if picks.entropies is not None:
+            canvas.entropies[turn.computed] = picks.entropies
+        if self._request.config.remasking == "random":
+            canvas.confidences[turn.candidates] = self._draws[turn.number].random(len(turn.candidates))
+
+    def _select(self, turn: Turn) -> np.ndarray:
+        """Rows to commit, the best first."""
+        canvas, rows = turn.canvas, turn.candidates
+        entropies = canvas.entropies[rows] if self._selector.needs_entropy else None
+        chosen: np.ndarray = rows[self._selector.select(Scores(canvas.confidences[rows], entropies), turn.quota)]
+        return chosen
+
+    def _commit(self, turn: Turn, rows: np.ndarray) -> np.ndarray:
+        """Decides rows; leaves out those that a better one of the same hole of a template rules out."""
+        canvas = turn.canvas
+        decided = []
+        for row in rows.tolist():
+            if canvas.allows(row, int(canvas.tokens[row])):
+                canvas.commit(row, int(canvas.tokens[row]))
+                self._write(turn.number, row)
+                decided.append(row)
+        for row in canvas.close():
+            self._write(turn.number, row)
+        return np.array(decided, np.int64)
+
+    def _commit_rest(self, turn: Turn, chosen: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        """Decides everything else, because no further pass fits the deadline."""
+        canvas = turn.canvas
+        rest = np.setdiff1d(turn.candidates, chosen)
+        forced = []
+        for row in rest[np.argsort(-canvas.confidences[rest], kind="stable")].tolist():
+            if not canvas.masked[row]:
+                continue  # closed by an end that was just committed before it
+            if not canvas.allows(row, int(canvas.tokens[row])):
+                own = logits[np.searchsorted(turn.computed, row)]
+                restrict(own, canvas.restriction(row))
+                canvas.tokens[row] = own.argmax()
+            forced.extend(self._commit(turn, np.array([row])).tolist())
+        return np.array(forced, np.int64)
+
+    def _write(self, number: int, row: int) -> None:
+        """Gives the model what was decided; the unconditional sequence of guidance keeps its masked prompt."""
+        canvas = self.canvases[number]
+        window = self._window
+        if row < canvas.length:
+            self._table.gather(canvas.ids[row : row + 1], window.canvas[number, row : row + 1])
+            if self._guided:
+                window.canvas[len(self.canvases) + number, row] = window.canvas[number, row]
+        else:
+            place = len(self._request.prompts[number]) + canvas.positions[row]
+            self._table.gather(canvas.tokens[row : row + 1], window.prompt[number, place : place + 1])
+
+    def _event(
+        self, turn: Turn, kind: PassKind, chosen: np.ndarray, forced: np.ndarray, ms: float, graph_ms: float
+    ) -> StepEvent:
+        canvas = turn.canvas
+        decided = np.concatenate((chosen, forced))
+        return StepEvent(
             step=self._step,
             kind=kind,
-            block=block,
-            positions=tuple((self._positions[chosen] - self._prompt_length).tolist()),
-            tokens=tuple(self._picks[chosen].tolist()),
-            confidences=tuple(self._confidences[chosen].tolist()),
-            canvas=tuple(self.ids.tolist()),
-            masks_left=int(self._masked[: len(self.ids)].sum()),
-            ms=(perf_counter() - began) * 1e3,
-            graph_ms=(computed - began) * 1e3,
+            block=canvas.block,
+            positions=tuple(canvas.positions[decided].tolist()),
+            tokens=tuple(canvas.tokens[decided].tolist()),
+            confidences=tuple(canvas.confidences[decided].tolist()),
+            canvas=tuple(canvas.ids.tolist()),
+            provisional=canvas.provisional(),
+            holes=canvas.settled_holes(),
+            masks_left=canvas.masks_left,
+            forced=len(forced),
+            ms=ms,
+            graph_ms=graph_ms,
         )
-        self._step += 1
-        return event
 
-    def _evaluate(self, candidates: np.ndarray) -> None:
-        """Token and confidence of every row that may be committed."""
-        config = self._request.config
-        for row in candidates:
-            logits = self._window.logits[0, row]
-            if self._guided:
-                guide(logits, self._window.logits[1, row], config.cfg_scale)
-            self._picks[row], self._confidences[row] = self._sampler.pick(logits)
-        if config.remasking == "random":
-            self._confidences[candidates] = self._rng.random(len(candidates))
 
-    def _select(self, candidates: np.ndarray, transfers: int) -> np.ndarray:
-        """The `transfers` most confident rows, the best first; of equals the first in the answer."""
-        return candidates[np.argsort(-self._confidences[candidates], kind="stable")[:transfers]]
-
-    def _commit(self, rows: np.ndarray) -> None:
-        """Writes picks into ids and input rows; a predicted mask token leaves its position masked."""
-        length = len(self.ids)
-        for row in rows:
-            token = self._picks[row]
-            self._masked[row] = self._is_mask[token]
-            if row < length:
-                self.ids[row] = token
-                self._table.gather([token], self._window.canvas[0, row : row + 1])
-                self._window.canvas[1:, row] = self._window.canvas[0, row]
-            else:
-                # The unconditional sequence of guidance has masks for its whole prompt.
-                position = self._positions[row]
-                self._table.gather([token], self._window.prompt[0, position : position + 1])
+def _masks_inside(prompt: np.ndarray, mask_row: np.ndarray) -> np.ndarray:
+    """Positions of a prompt `[P, D]` that hold the mask's embedding, `[n]` int64."""
+    return np.flatnonzero((np.abs(prompt - mask_row) < MASK_DISTANCE).all(axis=1))

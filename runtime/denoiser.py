@@ -7,6 +7,7 @@ answer; position ids count real positions only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,20 +26,20 @@ class Denoiser:
         self._session: Any = open_session(bundle, "denoiser", threads)
         self._window: Window | None = None
 
-    def window(self, prompt: int, canvas: int, rows: int, batch: int, *, cached: bool = False) -> Window:
+    def window(self, prompts: Sequence[int], canvas: int, rows: int, *, cached: bool = False) -> Window:
         """A window for that many positions; the last one's buffers are used again where they fit.
 
         Args:
-            prompt: prompt positions.
+            prompts: prompt positions of every sequence, computed side by side.
             canvas: answer and suffix positions.
-            rows: logits rows wanted at most.
-            batch: sequences, 2 with classifier-free guidance.
+            rows: rows of logits that one pass computes at most.
             cached: whether `Window.step` will be called.
 
         Raises:
             PromptError: no prompt bucket is large enough.
             OptionError: no canvas bucket is large enough.
         """
+        prompt, batch = max(prompts), len(prompts)
         buckets = self._manifest.buckets
         p = smallest_fitting(buckets.prompt, prompt)
         if p is None:
@@ -56,19 +57,19 @@ class Denoiser:
         if self._window is None or self._window.size != (batch, p, c) or (cached and not self._window.cached):
             self._window = None  # frees the old buffers before the new ones are made
             self._window = Window(self._session, self._manifest, batch, p, c, cached)
-        self._window.lay_out(prompt, canvas)
+        self._window.lay_out(prompts, canvas)
         return self._window
 
 
 class Window:
-    """Buffers of the two passes.
+    """Buffers of the two passes over B sequences.
+
+    Positions of a window count from the start of the prompt's bucket; the canvas starts at
+    `canvas_start` in every sequence, however long its prompt is.
 
     Attributes:
-        prompt: `[B, prompt bucket, D]` float32 input rows of the prompt.
+        prompt: `[B, prompt bucket, D]` float32 input rows of the prompts.
         canvas: `[B, canvas bucket, D]` float32 input rows of answer and suffix.
-        rows: `[canvas bucket]` int64 window positions whose logits a refresh computes.
-        logits: `[B, canvas bucket, V]` float32: after a refresh one per entry of `rows`, after
-            a step one per canvas position.
         cached: whether there are buffers for `step`.
     """
 
@@ -77,13 +78,14 @@ class Window:
         self.size = (batch, prompt, canvas)
         self.cached = cached
         window = prompt + canvas
+        self._vocabulary = language.vocab_rows
         self._embeds = np.zeros((batch, window, language.hidden_size), np.float32)
         self._positions = np.zeros((batch, window), np.int64)
         self._bias = np.zeros((batch, 1, 1, window), np.float32)
         self.prompt = self._embeds[:, :prompt]
         self.canvas = np.zeros((batch, canvas, language.hidden_size), np.float32)
-        self.rows = np.zeros(canvas, np.int64)
-        self.logits = np.zeros((batch, canvas, language.vocab_rows), np.float32)
+        self._rows = np.zeros(canvas, np.int64)
+        self._logits = np.zeros(batch * canvas * language.vocab_rows, np.float32)
         specs = [s for s in manifest.graphs["denoiser"].inputs if s.name.startswith("past_key_values.")]
         kinds = {s.name: NUMPY_TYPES[s.dtype] for s in specs}
         shape = (batch, language.kv_heads, window, language.head_size)
@@ -92,10 +94,9 @@ class Window:
             "inputs_embeds": self._embeds,
             "position_ids": self._positions,
             "attention_bias": self._bias,
-            "rows": self.rows,
         }
         empty = {n: np.zeros((batch, language.kv_heads, 0, language.head_size), kinds[n]) for n in kinds}
-        self._refresh = BoundPass(session, inputs | empty, {"logits": self.logits, **present})
+        self._refresh = BoundPass(session, inputs | empty, present)
         self._prompt_cache: list[tuple[np.ndarray, np.ndarray]] = []
         if cached:
             past = {n: np.zeros((batch, language.kv_heads, prompt, language.head_size), kinds[n]) for n in kinds}
@@ -105,37 +106,57 @@ class Window:
                 "inputs_embeds": self.canvas,
                 "position_ids": self._canvas_positions,
                 "attention_bias": self._bias,
-                "rows": np.arange(canvas),
             }
-            self._step = BoundPass(session, own | past, {"logits": self.logits})
+            self._step = BoundPass(session, own | past, {})
 
     @property
     def canvas_start(self) -> int:
         """Window position of the first canvas position."""
         return self.size[1]
 
-    def lay_out(self, prompt: int, canvas: int) -> None:
+    def lay_out(self, prompts: Sequence[int], canvas: int) -> None:
         """Numbers the real positions and masks the padding."""
         start = self.canvas_start
         self._positions[:] = 0
-        self._positions[:, :prompt] = np.arange(prompt)
-        self._positions[:, start : start + canvas] = np.arange(prompt, prompt + canvas)
         self._bias[:] = PADDED
-        self._bias[..., :prompt] = 0
         self._bias[..., start : start + canvas] = 0
-        self.prompt[:, prompt:] = 0
+        for sequence, length in enumerate(prompts):
+            self._positions[sequence, :length] = np.arange(length)
+            self._positions[sequence, start : start + canvas] = np.arange(length, length + canvas)
+            self._bias[sequence, ..., :length] = 0
+            self.prompt[sequence, length:] = 0
         self.canvas[:, canvas:] = 0
-        self.rows[:] = start
         if self.cached:
             self._canvas_positions[:] = self._positions[:, start:]
 
-    def refresh(self) -> None:
-        """The full pass over prompt and canvas; keeps the prompt's keys and values where they are used."""
+    def refresh(self, rows: np.ndarray) -> np.ndarray:
+        """The full pass over prompt and canvas; keeps the prompt's keys and values where they are used.
+
+        Args:
+            rows: `[R]` int64 window positions whose logits are wanted, R at most the canvas bucket.
+
+        Returns:
+            `[B, R, V]` float32, overwritten by the next pass; the caller may write into it.
+        """
         self._embeds[:, self.canvas_start :] = self.canvas
-        self._refresh.run()
+        logits = self._run(self._refresh, rows)
         for kept, computed in self._prompt_cache:
             kept[:] = computed[:, :, : self.canvas_start]
+        return logits
 
-    def step(self) -> None:
-        """The pass over the canvas alone, against what the last refresh kept of the prompt."""
-        self._step.run()
+    def step(self, rows: np.ndarray) -> np.ndarray:
+        """The pass over the canvas alone, against what the last refresh kept of the prompt; as `refresh`.
+
+        Args:
+            rows: `[R]` int64 window positions, all inside the canvas.
+        """
+        return self._run(self._step, rows - self.canvas_start)
+
+    def _run(self, bound: BoundPass, rows: np.ndarray) -> np.ndarray:
+        batch, count = self.size[0], len(rows)
+        self._rows[:count] = rows
+        logits = self._logits[: batch * count * self._vocabulary].reshape(batch, count, self._vocabulary)
+        bound.bind_input("rows", self._rows[:count])
+        bound.bind_output("logits", logits)
+        bound.run()
+        return logits

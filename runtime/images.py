@@ -22,12 +22,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lladav.errors import ImageError
+from lladav.errors import ImageError, OptionError
 from lladav.manifest import Preprocessing
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Source = str | Path | bytes | Image.Image | Pixels
+Aspect = Literal["anyres", "pad", "single"]
 
 MAX_PIXELS = 178_956_970
 """Largest picture that is decoded unless the caller says otherwise; where Pillow itself refuses."""
@@ -161,6 +162,23 @@ def _load(image: Image.Image, name: str, exif: bool, max_pixels: int) -> Image.I
         ) from error
 
 
+def limit_grid(pre: Preprocessing, most: tuple[int, int]) -> Preprocessing:
+    """The rule with no more than `most` columns and rows of crops.
+
+    Raises:
+        OptionError: the checkpoint has no grid as small as that.
+    """
+    columns, rows = most
+    fitting = tuple((w, h) for w, h in pre.grid_pinpoints if w <= columns * pre.crop_size and h <= rows * pre.crop_size)
+    if not fitting:
+        known = ", ".join(f"{w // pre.crop_size}x{h // pre.crop_size}" for w, h in pre.grid_pinpoints)
+        raise OptionError(
+            f"--max-grid {columns}x{rows} leaves no grid of this checkpoint, which has {known}",
+            cure="allow one of these, or pass --view single",
+        )
+    return pre.model_copy(update={"grid_pinpoints": fitting})
+
+
 def choose_grid(size: tuple[int, int], pre: Preprocessing) -> tuple[int, int]:
     """Columns and rows of crops for a picture of `size` (width, height).
 
@@ -178,14 +196,15 @@ def choose_grid(size: tuple[int, int], pre: Preprocessing) -> tuple[int, int]:
     return best[0] // pre.crop_size, best[1] // pre.crop_size
 
 
-def preprocess(image: Image.Image, pre: Preprocessing, aspect: Literal["anyres", "pad"] = "anyres") -> Crops:
+def preprocess(image: Image.Image, pre: Preprocessing, aspect: Aspect = "anyres") -> Crops:
     """Cuts a picture into crops.
 
     Args:
         image: as `open_image` returns it.
         pre: the checkpoint's rule.
         aspect: "anyres" for one picture, as in the authors' demo; "pad" for a single crop of the
-            picture on a gray square, as their evaluation does when there are several pictures.
+            picture on a gray square, as their evaluation does when there are several pictures;
+            "single" for the first of the anyres crops alone, which shows the whole picture.
     """
     side = pre.crop_size
     if aspect == "pad":
@@ -194,9 +213,12 @@ def preprocess(image: Image.Image, pre: Preprocessing, aspect: Literal["anyres",
         colour = image if len(image.getbands()) >= 3 else image.convert("RGB")
         square = _pad_to_square(colour).convert("RGB")
         return Crops(_rgb(resize(square, (side, side)))[None], image.size, (0, 0))
+    whole = _rgb(resize(image, (side, side)))
+    if aspect == "single":
+        return Crops(whole[None], image.size, (0, 0))
     columns, rows = grid = choose_grid(image.size, pre)
     pixels = np.empty((1 + columns * rows, side, side, 3), np.uint8)
-    pixels[0] = _rgb(resize(image, (side, side)))
+    pixels[0] = whole
     tiles = _rgb(_fit(image, (columns * side, rows * side))).reshape(rows, side, columns, side, 3)
     pixels[1:] = tiles.swapaxes(1, 2).reshape(-1, side, side, 3)
     return Crops(pixels, image.size, grid)

@@ -2,61 +2,89 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import PIL
 from pydantic import ValidationError
 
 from lladav.bundle import Bundle
-from lladav.errors import OptionError, PromptError
-from lladav.runtime import merge
-from lladav.runtime.config import GenerationConfig, Schedule
+from lladav.errors import OptionError
+from lladav.runtime.clock import Clock
+from lladav.runtime.config import GenerationConfig
+from lladav.runtime.deadline import pacer_for
 from lladav.runtime.denoise import DenoisingLoop, Request
 from lladav.runtime.denoiser import Denoiser
 from lladav.runtime.embedding import EmbeddingTable, merge_prompt
-from lladav.runtime.images import MAX_PIXELS, Source, open_image, preprocess, resampling_is_reference
-from lladav.runtime.prompt import IMAGE_TOKEN, ChatTokenizer, Message, with_images
+from lladav.runtime.images import MAX_PIXELS, Aspect, Source
+from lladav.runtime.pacing import FINISH, Pacer, PassTimes
+from lladav.runtime.pictures import FEATURE_CACHE_BYTES, PictureReader, Prepared
+from lladav.runtime.prompt import IMAGE_TOKEN, ChatTokenizer, Message
+from lladav.runtime.question import DEFAULT_FRAMES, Encoder, Plan, Question
 from lladav.runtime.results import Answer, StepEvent
-from lladav.runtime.video import preprocess_frames, read_frames
-from lladav.runtime.vision import VisionEncoder
+from lladav.runtime.sessions import smallest_fitting
 
 Floats = npt.NDArray[np.float32]
-Prompt = str | Sequence[Message]
-Aspect = Literal["anyres", "pad"]
 
-DEFAULT_FRAMES = 32
+BATCH = 8
+"""Questions that `generate_batch` computes side by side unless told otherwise."""
+
+
+@dataclass
+class _Asked:
+    """A question on its way to the loop."""
+
+    ids: list[int]
+    stops: tuple[tuple[int, ...], ...]
+    pictures: list[Prepared]
+    clock: Clock
+    reused: int = 0
+
+    @property
+    def image_tokens(self) -> tuple[int, ...]:
+        places = sum(1 for i in self.ids if i == IMAGE_TOKEN)
+        return tuple(self.pictures[min(i, len(self.pictures) - 1)].rows for i in range(places) if self.pictures)
+
+    @property
+    def positions(self) -> int:
+        """Of the prompt, before anything is cut off."""
+        return sum(1 for i in self.ids if i != IMAGE_TOKEN) + sum(self.image_tokens)
 
 
 class Pipeline:
     """A loaded bundle. Use `Pipeline.load`."""
 
-    def __init__(self, bundle: Bundle, threads: int | None, max_pixels: int) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None, max_pixels: int, cache_bytes: int) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
-        self.max_pixels = max_pixels
         self.tokenizer = ChatTokenizer(
             bundle.file("tokenizer.json"), manifest.tokens, manifest.generation.system_prompt
         )
         self.table = EmbeddingTable(bundle.file(manifest.tables["embed_tokens"].file), manifest.tables["embed_tokens"])
         self.denoiser = Denoiser(bundle, threads)
-        self._threads = threads
-        self._vision: VisionEncoder | None = None
+        self.times = PassTimes.of(manifest.sha256, threads)
+        self.pictures = PictureReader(bundle, threads, max_pixels, cache_bytes, self.times)
+        self._encoder = Encoder(manifest, self.tokenizer, self.table.rows)
 
     @classmethod
-    def load(cls, bundle: str | Path, threads: int | None = None, max_pixels: int = MAX_PIXELS) -> Pipeline:
+    def load(
+        cls,
+        bundle: str | Path,
+        threads: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        feature_cache_bytes: int = FEATURE_CACHE_BYTES,
+    ) -> Pipeline:
         """Opens a bundle and loads its denoiser; the vision encoder follows with the first picture.
 
         Args:
             bundle: folder made by `lladav export`.
             threads: of one graph operator; None is one per physical core.
             max_pixels: pictures with more pixels are refused before they are decoded.
+            feature_cache_bytes: most memory for the rows of earlier pictures, so that a further
+                question about one skips the vision encoder.
 
         Raises:
             BundleError: the bundle is damaged, unfinished or too new.
@@ -66,23 +94,11 @@ class Pipeline:
             raise OptionError(
                 f"{threads} threads cannot run anything", cure="pass --threads 1 or more, or leave it out"
             )
-        return cls(Bundle.open(bundle), threads, max_pixels)
-
-    @property
-    def vision(self) -> VisionEncoder:
-        if self._vision is None:
-            if not resampling_is_reference():
-                warnings.warn(
-                    f"Pillow {PIL.__version__} scales pictures to other pixels than the authors' code, so answers may "
-                    "differ; install one of `pillow>=10.3,<=13.0`",
-                    stacklevel=2,
-                )
-            self._vision = VisionEncoder(self.bundle, self._threads)
-        return self._vision
+        return cls(Bundle.open(bundle), threads, max_pixels, feature_cache_bytes)
 
     def generate(
         self,
-        prompt: Prompt | None = None,
+        prompt: str | Sequence[Message] | None = None,
         *,
         prompt_ids: Sequence[int] | None = None,
         images: Sequence[Source] = (),
@@ -91,39 +107,19 @@ class Pipeline:
         config: GenerationConfig | None = None,
         exif: bool = False,
     ) -> Answer:
-        """Answers a question.
-
-        Args:
-            prompt: a question, or the messages of a conversation. `<image>` in it marks where a
-                picture goes; without a mark, pictures and then the video come first.
-            prompt_ids: the whole prompt as token ids instead, -200 standing for a picture.
-            images: files, bytes, PIL pictures or uint8 arrays `[H, W, 3]`.
-            video: a folder of frames or a list of them; takes the place after the pictures.
-            video_frames: most frames to look at, spread evenly.
-            config: lengths, steps, sampling, stops.
-            exif: turn pictures as their EXIF orientation says; the authors do not.
+        """Answers a question; see `Question` for what it is made of.
 
         Raises:
             PromptError, ImageError, OptionError: the input cannot be used as it is.
         """
-        events = self.stream(
-            prompt,
-            prompt_ids=prompt_ids,
-            images=images,
-            video=video,
-            video_frames=video_frames,
-            config=config,
-            exif=exif,
-        )
-        answer = None
-        for item in events:
-            answer = item
+        question = Question(prompt, prompt_ids, images, video, video_frames, exif)
+        *_, answer = self._stream(question, config or GenerationConfig())
         assert isinstance(answer, Answer)
         return answer
 
     def stream(
         self,
-        prompt: Prompt | None = None,
+        prompt: str | Sequence[Message] | None = None,
         *,
         prompt_ids: Sequence[int] | None = None,
         images: Sequence[Source] = (),
@@ -133,124 +129,150 @@ class Pipeline:
         exif: bool = False,
     ) -> Iterator[StepEvent | Answer]:
         """As `generate`, yielding every step as it is done, and the `Answer` at the end."""
+        question = Question(prompt, prompt_ids, images, video, video_frames, exif)
+        return self._stream(question, config or GenerationConfig())
+
+    def generate_batch(
+        self, questions: Sequence[Question], config: GenerationConfig | None = None, *, batch: int = BATCH
+    ) -> list[Answer]:
+        """Answers several questions, as `generate` would one by one, and faster.
+
+        Questions about one picture share the vision encoder's work, and those whose prompts fit
+        the same bucket the denoiser's passes.
+
+        Args:
+            questions: in the order of the answers.
+            config: of all of them.
+            batch: most questions to compute side by side; each takes memory for a canvas of
+                logits and, with cached steps, for a prompt's keys and values.
+
+        Raises:
+            OptionError: a deadline, which is for one question; or as `generate`.
+        """
         config = config or GenerationConfig()
-        manifest = self.bundle.manifest
-        schedule = Schedule.of(config, manifest.generation.gen_length)
-        clock = Clock()
-        with clock.stage("tokenize"):
-            ids, stops = self._prompt_ids(prompt, prompt_ids, len(images) + (video is not None), config)
-            suffix = config.suffix_ids or tuple(self.tokenizer.encode(config.suffix or ""))
-            stops += config.stop_ids
-            self._check_ids(stops, "a stop")
-        features = [self.image_rows(image, config.image_aspect, exif, clock) for image in images]
-        if video is not None:
-            features.append(self._video_rows(video, video_frames, clock))
-        with clock.stage("merge"):
-            rows, _ = merge_prompt(ids, self.table, features, manifest.max_prompt)
-            whole = sum(1 for i in ids if i != IMAGE_TOKEN) + _image_positions(ids, features)
-            loop = DenoisingLoop(
-                self.denoiser, self.table, manifest.tokens, Request(rows, schedule, config, stops, suffix)
+        if config.deadline_ms is not None:
+            raise OptionError(
+                "--deadline-ms and a batch contradict each other: a deadline is for one question",
+                cure="ask one by one, or leave --deadline-ms out",
             )
-        steps: list[StepEvent] = []
-        for event in loop:
-            steps.append(event)
-            clock.spent["denoise"] = clock.spent.get("denoise", 0.0) + event.ms
-            yield event
-        with clock.stage("detokenize"):
-            answer = loop.answer_ids()
-            text = self.tokenizer.decode(answer)
-        yield Answer(
-            token_ids=answer,
-            text=text,
-            finish_reason=loop.finish_reason,
-            prompt_tokens=len(rows),
-            truncated_tokens=whole - len(rows),
-            steps=tuple(steps),
-            timings_ms={**clock.spent, "total": sum(clock.spent.values())},
-        )
+        if batch < 1:
+            raise OptionError(f"a batch of {batch} answers nothing", cure="pass 1 or more")
+        plan = self._encoder.plan(config)
+        answers: dict[int, Answer] = {}
+        for start in range(0, len(questions), batch):
+            asked = {
+                number: self._prepare(questions[number], plan)
+                for number in range(start, min(start + batch, len(questions)))
+            }
+            for group in self._alike(asked):
+                answers.update(zip(group, self._answer_all([asked[n] for n in group], plan), strict=True))
+        return [answers[number] for number in range(len(questions))]
 
-    def _prompt_ids(
-        self, prompt: Prompt | None, prompt_ids: Sequence[int] | None, pictures: int, config: GenerationConfig
-    ) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
-        """Ids of the prompt, and the stops that are given as text."""
-        if (prompt is None) == (prompt_ids is None):
-            raise PromptError("a prompt is needed, as text or as ids, and not both", cure="pass one of the two")
-        stop_texts = config.stop or ()
-        if prompt_ids is not None:
-            ids = list(prompt_ids)
-        else:
-            assert prompt is not None
-            messages = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
-            if pictures and not any("<image>" in message.content for message in messages):
-                first = next((i for i, m in enumerate(messages) if m.role == "user"), 0)
-                messages[first] = Message(messages[first].role, with_images(messages[first].content, pictures))
-            ids = self.tokenizer.chat(messages)
-            if config.stop is None:
-                stop_texts = self.bundle.manifest.generation.stop
-        if not ids:
-            raise PromptError("the prompt is empty", cure="pass at least one token")
-        self._check_ids((tuple(i for i in ids if i != IMAGE_TOKEN),), "the prompt")
-        return ids, tuple(tuple(self.tokenizer.encode(text)) for text in stop_texts)
-
-    def _check_ids(self, sequences: tuple[tuple[int, ...], ...], what: str) -> None:
-        for i in (i for ids in sequences for i in ids):
-            if not 0 <= i < self.table.rows:
-                raise PromptError(
-                    f"{what} holds the token id {i}; this bundle has ids 0 to {self.table.rows - 1}",
-                    cure="use ids of this bundle's tokenizer (-200 marks a picture in a prompt)",
-                )
-
-    def image_rows(
-        self, source: Source, aspect: Aspect = "anyres", exif: bool = False, clock: Clock | None = None
-    ) -> Floats:
+    def image_rows(self, source: Source, aspect: Aspect = "anyres", exif: bool = False) -> Floats:
         """What the language model sees of one picture: rows `[n, D]` float32."""
-        clock = clock or Clock()
-        with clock.stage("preprocess"):
-            picture = open_image(source, exif=exif, max_pixels=self.max_pixels)
-            crops = preprocess(picture, self.vision.preprocessing, aspect)
-        features, spent = self.vision.encode(crops.pixels)
-        clock.add(spent)
-        with clock.stage("merge"):
-            side = self.vision.geometry.side
-            if aspect == "pad":
-                plan = merge.crop_plan(side, newline=False)
-            else:
-                plan = merge.merge_plan(crops.size, crops.grid, side, self.vision.preprocessing.max_tiles)
-            return merge.apply(plan, features, self.vision.newline)
+        return self.pictures.rows(self.pictures.picture(source, aspect, exif=exif), Clock())
 
-    def _video_rows(self, source: str | Path | Sequence[str | Path], limit: int, clock: Clock) -> Floats:
-        """Rows of one video, `[n, D]` float32."""
-        with clock.stage("preprocess"):
-            crops = preprocess_frames(read_frames(source, limit, max_pixels=self.max_pixels), self.vision.preprocessing)
-        features, spent = self.vision.encode(crops)
-        clock.add(spent)
-        with clock.stage("merge"):
-            plan = merge.video_plan(len(crops), self.vision.geometry.side, self.vision.preprocessing)
-            return merge.apply(plan, features, self.vision.newline)
-
-
-class Clock:
-    """Milliseconds per stage, in the order in which stages first happen."""
-
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def _stream(self, question: Question, config: GenerationConfig) -> Iterator[StepEvent | Answer]:
         began = perf_counter()
-        try:
-            yield
-        finally:
-            self.add({name: (perf_counter() - began) * 1e3})
+        plan = self._encoder.plan(config)
+        asked = self._prepare(question, plan)
+        pacer = None
+        if config.deadline_ms is not None:
+            pacer = pacer_for(
+                self.times,
+                self.denoiser,
+                self.pictures,
+                asked.pictures,
+                prompt=min(asked.positions, self.bundle.manifest.max_prompt),
+                canvas=plan.schedule.gen_length + len(plan.suffix),
+                copies=2 if config.cfg_scale > 0 else 1,
+                began=began,
+                deadline_ms=config.deadline_ms,
+                clock=asked.clock,
+            )
+        loop = self._loop([asked], plan, pacer)
+        steps: list[StepEvent] = []
+        for (event,) in loop:
+            assert event is not None
+            steps.append(event)
+            asked.clock.add({"denoise": event.ms})
+            yield event
+        ended = perf_counter()
+        answer = self._answer(asked, plan, loop, 0, steps)
+        if pacer is not None:
+            self.times.save()
+            self.times.add(FINISH, (perf_counter() - ended) * 1e3)
+        yield answer
 
-    def add(self, spent: Mapping[str, float]) -> None:
-        for name, ms in spent.items():
-            self.spent[name] = self.spent.get(name, 0.0) + ms
+    def _answer_all(self, asked: Sequence[_Asked], plan: Plan) -> list[Answer]:
+        loop = self._loop(asked, plan, None)
+        steps: list[list[StepEvent]] = [[] for _ in asked]
+        for events in loop:
+            for own, event, one in zip(steps, events, asked, strict=True):
+                if event is not None:
+                    own.append(event)
+                    one.clock.add({"denoise": event.ms})
+        return [self._answer(one, plan, loop, number, steps[number]) for number, one in enumerate(asked)]
 
+    def _prepare(self, question: Question, plan: Plan) -> _Asked:
+        clock, config, knobs = Clock(), plan.config, plan.knobs
+        with clock.stage("tokenize"):
+            ids, stops = self._encoder.ids(question, config)
+        with clock.stage("preprocess"):
+            aspect: Aspect = "pad" if config.image_aspect == "pad" else knobs.view
+            pictures = [
+                self.pictures.picture(source, aspect, max_grid=knobs.max_grid, exif=question.exif)
+                for source in question.images
+            ]
+            if question.video is not None:
+                pictures.append(self.pictures.video(question.video, question.video_frames))
+        return _Asked(ids, stops, pictures, clock)
 
-def _image_positions(ids: Sequence[int], features: Sequence[Floats]) -> int:
-    places = sum(1 for i in ids if i == IMAGE_TOKEN)
-    return sum(len(features[min(i, len(features) - 1)]) for i in range(places))
+    def _alike(self, asked: dict[int, _Asked]) -> list[list[int]]:
+        """Numbers of the questions that can be computed side by side: same bucket, same stops."""
+        groups: dict[object, list[int]] = {}
+        for number, one in asked.items():
+            bucket = smallest_fitting(self.bundle.manifest.buckets.prompt, one.positions)
+            groups.setdefault((bucket, one.stops), []).append(number)
+        return list(groups.values())
+
+    def _loop(self, asked: Sequence[_Asked], plan: Plan, pacer: Pacer | None) -> DenoisingLoop:
+        prompts = []
+        for one in asked:
+            one.reused = sum(self.pictures.known(picture) for picture in one.pictures)
+            rows = [self.pictures.rows(picture, one.clock) for picture in one.pictures]
+            with one.clock.stage("merge"):
+                prompts.append(merge_prompt(one.ids, self.table, rows, self.bundle.manifest.max_prompt)[0])
+        request = Request(
+            tuple(prompts), plan.schedule, plan.config, plan.knobs, asked[0].stops, plan.suffix, plan.template
+        )
+        return DenoisingLoop(self.denoiser, self.table, self.bundle.manifest.tokens, request, pacer)
+
+    def _answer(self, asked: _Asked, plan: Plan, loop: DenoisingLoop, number: int, steps: list[StepEvent]) -> Answer:
+        canvas = loop.canvases[number]
+        with asked.clock.stage("detokenize"):
+            ids = loop.answer_ids(number)
+            text = plan.template.render(canvas.ids) if plan.template is not None else self.tokenizer.decode(ids)
+        prompt = loop.prompt_tokens(number)
+        end = canvas.stop if canvas.stop is not None else canvas.length
+        sure = [c for s in steps for p, c in zip(s.positions, s.confidences, strict=True) if 0 <= p < end]
+        return Answer(
+            token_ids=ids,
+            text=text,
+            finish_reason=loop.finish_reason(number),
+            prompt_tokens=prompt,
+            image_tokens=asked.image_tokens,
+            tiles=tuple(len(picture.crops) for picture in asked.pictures),
+            reused_pictures=asked.reused,
+            truncated_tokens=asked.positions - prompt,
+            knobs=plan.knobs,
+            passes={kind: sum(step.kind == kind for step in steps) for kind in ("refresh", "step")},
+            mean_confidence=float(np.mean(sure)) if sure else 1.0,
+            forced_tokens=sum(step.forced for step in steps),
+            values=plan.template.values(canvas.ids) if plan.template is not None else None,
+            steps=tuple(steps),
+            timings_ms={**asked.clock.spent, "total": sum(asked.clock.spent.values())},
+        )
 
 
 def generation_config(**options: object) -> GenerationConfig:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-FinishReason = Literal["stop", "length"]
+if TYPE_CHECKING:
+    from lladav.runtime.presets import Knobs
+    from lladav.runtime.template import Value
+
+FinishReason = Literal["stop", "length", "deadline"]
 PassKind = Literal["refresh", "step"]
 
 
@@ -22,7 +26,11 @@ class StepEvent:
         tokens: what was committed there.
         confidences: probability of each of them, or random ranks with `remasking="random"`.
         canvas: ids of the answer so far, masks included, `gen_length` of them.
+        provisional: the same with what the model last picked in place of masks, as far as it was
+            asked; it may still change.
+        holes: of a template, what stands in those that have settled, by name.
         masks_left: of the whole canvas.
+        forced: how many of the positions were committed because time ran out.
         ms: time of the step in milliseconds, graph and host.
         graph_ms: of which inside the graph.
     """
@@ -34,7 +42,10 @@ class StepEvent:
     tokens: tuple[int, ...]
     confidences: tuple[float, ...]
     canvas: tuple[int, ...]
+    provisional: tuple[int, ...]
+    holes: dict[str, str]
     masks_left: int
+    forced: int
     ms: float
     graph_ms: float
 
@@ -47,9 +58,18 @@ class Answer:
         token_ids: up to the stop (which is left out), then the suffix, as the authors'
             `generate` returns them.
         text: `token_ids` decoded, special tokens left out.
-        finish_reason: `stop` where a stop was found, `length` where the canvas ran out.
+        finish_reason: `stop` where a stop was found, `length` where the canvas was filled,
+            `deadline` where the rest was committed because time ran out.
         prompt_tokens: positions of the merged prompt, images included.
+        image_tokens: of which each picture or video takes.
+        tiles: crops that the vision encoder saw of each.
+        reused_pictures: whose features were kept from an earlier answer.
         truncated_tokens: prompt positions that were cut off at the model's limit.
+        knobs: the preset and everything it stands for.
+        passes: of the denoiser, by kind; guidance computes two sequences in each.
+        mean_confidence: of what was committed, up to the stop; 1 where nothing was.
+        forced_tokens: committed because time ran out.
+        values: of a template's holes, by name; of a schema, its fields.
         steps: one event per pass of the denoiser.
         timings_ms: milliseconds per stage, in order, and their `total`.
     """
@@ -58,13 +78,23 @@ class Answer:
     text: str
     finish_reason: FinishReason
     prompt_tokens: int
+    image_tokens: tuple[int, ...]
+    tiles: tuple[int, ...]
+    reused_pictures: int
     truncated_tokens: int
+    knobs: Knobs
+    passes: dict[str, int]
+    mean_confidence: float
+    forced_tokens: int
+    values: dict[str, Value] | None
     steps: tuple[StepEvent, ...]
     timings_ms: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
         """The object that `lladav run --json` prints."""
         out = asdict(self)
+        out["knobs"] = self.knobs.model_dump(exclude_none=True)
         for step in out["steps"]:
-            del step["canvas"]
+            for name in ("canvas", "provisional", "holes"):
+                del step[name]
         return out

@@ -1,8 +1,32 @@
-"""From one row of logits to a token and the confidence in it."""
+"""From rows of logits to tokens, and how sure the model is of each."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+
+from lladav.runtime.template import Restriction
+
+# Rows are worked on in parts of about this many logits, so that a part stays in a core's cache.
+_PART = 1 << 17
+# The exponential of less is 0 in float32, and an infinite difference times 0 would not be.
+_NOTHING = np.float32(-104.0)
+
+
+@dataclass(frozen=True)
+class Picks:
+    """What R rows of logits say.
+
+    Attributes:
+        tokens: `[R]` int64.
+        confidences: `[R]` float64, probability of each, free of noise.
+        entropies: `[R]` float64 nats, or None where they were not asked for.
+    """
+
+    tokens: np.ndarray
+    confidences: np.ndarray
+    entropies: np.ndarray | None
 
 
 class Sampler:
@@ -13,39 +37,72 @@ class Sampler:
         suppressed: ids that are never picked; their probability is 0.
         temperature: 0 for the likeliest token, else Gumbel-max sampling.
         rng: draws V uniform numbers per row when the temperature is not 0.
+        entropy: whether entropies are wanted.
     """
 
     def __init__(
-        self, vocab_rows: int, suppressed: tuple[int, ...], temperature: float, rng: np.random.Generator
+        self,
+        vocab_rows: int,
+        suppressed: tuple[int, ...],
+        temperature: float,
+        rng: np.random.Generator,
+        *,
+        entropy: bool = False,
     ) -> None:
         self._suppressed = np.array(suppressed, np.int64)
         self._temperature = temperature
         self._rng = rng
-        self._exponentials = np.empty(vocab_rows, np.float32)
-        self._noise = np.empty(vocab_rows if temperature > 0 else 0, np.float64)
+        self._entropy = entropy
+        self._rows = max(1, _PART // vocab_rows)
+        self._exponentials = np.empty((self._rows, vocab_rows), np.float32)
+        self._differences = np.empty((self._rows if entropy else 0, vocab_rows), np.float32)
+        self._noise = np.empty((self._rows if temperature > 0 else 0, vocab_rows), np.float64)
 
-    def pick(self, logits: np.ndarray) -> tuple[int, float]:
-        """Token and its probability, free of noise.
+    def pick(self, logits: np.ndarray) -> Picks:
+        """Token, probability and entropy of every row.
 
         The reference takes the softmax in float64. Here exponentials are float32, relative to
         the largest logit, whose own 1 is added last and in float64: so a confidence next to
         1 keeps the small difference that ranks it.
 
         Args:
-            logits: `[V]` float32; suppressed entries are overwritten.
+            logits: `[R, V]` float32; suppressed entries are overwritten.
         """
-        logits[self._suppressed] = -np.inf
-        likeliest = int(logits.argmax())
-        token = likeliest if self._temperature == 0 else self._sampled(logits)
-        np.subtract(logits, logits[likeliest], out=self._exponentials)
-        np.exp(self._exponentials, out=self._exponentials)
-        share = float(self._exponentials[token])
-        self._exponentials[likeliest] = 0.0
-        return token, share / (1.0 + float(self._exponentials.sum()))
+        count = len(logits)
+        tokens, confidences = np.empty(count, np.int64), np.empty(count, np.float64)
+        entropies = np.empty(count, np.float64) if self._entropy else None
+        for start in range(0, count, self._rows):
+            part = slice(start, min(start + self._rows, count))
+            tokens[part], confidences[part], found = self._part(logits[part])
+            if entropies is not None:
+                entropies[part] = found
+        return Picks(tokens, confidences, entropies)
 
-    def _sampled(self, logits: np.ndarray) -> int:
+    def _part(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rows = np.arange(len(logits))
+        for token in self._suppressed:
+            logits[:, token] = -np.inf
+        likeliest = logits.argmax(axis=1)
+        best = logits[rows, likeliest]
+        tokens = likeliest if self._temperature == 0 else self._sampled(logits)
+        exponentials = self._exponentials[: len(logits)]
+        np.subtract(logits, best[:, None], out=exponentials)
+        np.exp(exponentials, out=exponentials)
+        share = exponentials[rows, tokens].astype(np.float64)
+        exponentials[rows, likeliest] = 0.0
+        total = 1.0 + exponentials.sum(axis=1).astype(np.float64)
+        entropies = np.log(total)
+        if self._entropy:
+            # Entropy is log(total) minus the mean of what was exponentiated.
+            differences = self._differences[: len(logits)]
+            np.subtract(logits, best[:, None], out=differences)
+            np.maximum(differences, _NOTHING, out=differences)
+            entropies -= np.einsum("rv,rv->r", exponentials, differences) / total
+        return tokens, share / total, entropies
+
+    def _sampled(self, logits: np.ndarray) -> np.ndarray:
         """`argmax(exp(logits) / (-log u) ** T)`, taken in logarithms."""
-        noise = self._noise
+        noise = self._noise[: len(logits)]
         self._rng.random(out=noise)
         with np.errstate(divide="ignore"):
             np.log(noise, out=noise)
@@ -53,7 +110,8 @@ class Sampler:
             np.log(noise, out=noise)
         noise *= -self._temperature
         noise += logits
-        return int(noise.argmax())
+        picked: np.ndarray = noise.argmax(axis=1)
+        return picked
 
 
 def guide(conditional: np.ndarray, unconditional: np.ndarray, scale: float) -> None:
@@ -61,3 +119,13 @@ def guide(conditional: np.ndarray, unconditional: np.ndarray, scale: float) -> N
     np.subtract(conditional, unconditional, out=conditional)
     conditional *= np.float32(scale + 1)
     conditional += unconditional
+
+
+def restrict(logits: np.ndarray, restriction: Restriction) -> None:
+    """Lets only what may stand at a position compete, in its row of logits `[V]`."""
+    if restriction.allowed:
+        competing = logits[restriction.ids]
+        logits.fill(-np.inf)
+        logits[restriction.ids] = competing
+    else:
+        logits[restriction.ids] = -np.inf

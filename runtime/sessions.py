@@ -59,14 +59,23 @@ class BoundPass:
     """
 
     def __init__(self, session: Any, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
-        self.inputs = inputs
-        self.outputs = outputs
         self._session = session
         self._binding = session.io_binding()
+        self._arrays: dict[str, np.ndarray] = {}
         for name, array in inputs.items():
-            self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            self.bind_input(name, array)
         for name, array in outputs.items():
-            self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            self.bind_output(name, array)
+
+    def bind_input(self, name: str, array: np.ndarray) -> None:
+        """Reads `name` from `array` from now on; the array is kept alive."""
+        self._arrays[name] = array
+        self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def bind_output(self, name: str, array: np.ndarray) -> None:
+        """Writes `name` to `array` from now on; the array is kept alive."""
+        self._arrays[name] = array
+        self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
     def run(self) -> None:
         self._session.run_with_iobinding(self._binding)

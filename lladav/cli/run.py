@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,14 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lladav.cli import screen
-from lladav.cli.values import integers
-from lladav.errors import OptionError, PromptError
+from lladav.cli.conversation import conversation, read_batch, read_template
+from lladav.cli.values import grid, integers
+from lladav.errors import OptionError
 
 if TYPE_CHECKING:
-    from lladav.runtime import Answer, Message
+    from lladav.runtime import Answer
 
 _GENERATION = "Generation"
 _INPUT = "Input"
+_SPEED = "Speed"
+_FORM = "Form of the answer"
 
 
 def run(
@@ -82,14 +84,6 @@ def run(
             rich_help_panel=_GENERATION, metavar="low_confidence|random", help="Which positions are filled first."
         ),
     ] = "low_confidence",
-    refresh_interval: Annotated[
-        int,
-        typer.Option(
-            rich_help_panel=_GENERATION,
-            help="Steps from one pass over prompt and canvas to the next; those between compute the canvas alone. "
-            "1 computes all of it always, as the authors do; 0 only once.",
-        ),
-    ] = 1,
     stop: Annotated[
         list[str] | None,
         typer.Option(
@@ -110,6 +104,72 @@ def run(
     suffix_ids: Annotated[
         str | None, typer.Option(rich_help_panel=_GENERATION, metavar="N,N,...", help="The same as token ids.")
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_SPEED,
+            metavar="exact|quality|balanced|fast|realtime",
+            help="Where the options below come from that are not given.",
+            show_default="balanced; exact with --steps, --block-length or --remasking random",
+        ),
+    ] = None,
+    refresh_interval: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=_SPEED,
+            metavar="R",
+            help="Steps from one pass over prompt and canvas to the next; those between compute the canvas alone. "
+            "1 computes all of it always, as the authors do; 0 only once.",
+        ),
+    ] = None,
+    selector: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_SPEED,
+            metavar="fixed|threshold|factor|frechet|entropy",
+            help="How many tokens a step commits: a schedule, or as many as the model is sure of.",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(rich_help_panel=_SPEED, help="Least confidence, of the threshold selector.")
+    ] = None,
+    factor: Annotated[float | None, typer.Option(rich_help_panel=_SPEED, help="Of the factor selector.")] = None,
+    delta: Annotated[float | None, typer.Option(rich_help_panel=_SPEED, help="Of the frechet selector.")] = None,
+    gamma: Annotated[
+        float | None, typer.Option(rich_help_panel=_SPEED, help="Nats, of the entropy-bounded selector.")
+    ] = None,
+    deadline_ms: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=_SPEED, metavar="MS", help="The answer is whole after that many milliseconds."),
+    ] = None,
+    max_grid: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=_SPEED, metavar="WxH", help="Most columns and rows of crops of a picture."),
+    ] = None,
+    view: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=_SPEED, metavar="anyres|single", help="Crops, or one view of the whole picture."),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_FORM,
+            metavar="TEXT|FILE",
+            help='The answer with holes to fill: {"object": "{{6}}", "side": "{{left|right}}", "seen": {{bool}}}.',
+        ),
+    ] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=_FORM, metavar="FILE", help="A JSON schema of flat fields, as a template."),
+    ] = None,
+    batch: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_INPUT,
+            metavar="FILE.jsonl",
+            help='Questions, one per line: {"prompt": "...", "image": "a.png"}; answers come as JSON lines.',
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of one operator.", show_default="one per physical core")
     ] = None,
@@ -119,13 +179,17 @@ def run(
     """Answer a question about pictures, a video or nothing but text."""
     if no_stop and (stop or stop_ids):
         raise OptionError("--no-stop and --stop or --stop-ids contradict each other", cure="leave one of them out")
-    conversation = _conversation(prompt, prompt_ids, messages, system)
+    if batch is not None and (prompt or prompt_ids or messages or image or video or watch):
+        raise OptionError(
+            "--batch holds the questions, so there is no --prompt, --image, --video or --watch beside it",
+            cure="put them into the file's lines, or leave --batch out",
+        )
     ids = integers("--prompt-ids", prompt_ids) if prompt_ids is not None else None
 
     from lladav.runtime import Pipeline
-    from lladav.runtime.config import Schedule
     from lladav.runtime.images import MAX_PIXELS
-    from lladav.runtime.pipeline import DEFAULT_FRAMES, generation_config
+    from lladav.runtime.pipeline import generation_config
+    from lladav.runtime.question import DEFAULT_FRAMES
 
     config = generation_config(
         gen_length=gen_length,
@@ -135,16 +199,32 @@ def run(
         seed=seed,
         cfg_scale=cfg_scale,
         remasking=remasking,
-        refresh_interval=refresh_interval,
         stop=() if no_stop else tuple(stop) if stop else None,
         stop_ids=tuple(integers("--stop-ids", text) for text in stop_ids or ()),
         suffix=suffix,
         suffix_ids=integers("--suffix-ids", suffix_ids) if suffix_ids is not None else (),
         image_aspect=image_aspect,
+        preset=preset,
+        refresh_interval=refresh_interval,
+        selector=selector,
+        threshold=threshold,
+        factor=factor,
+        delta=delta,
+        gamma=gamma,
+        deadline_ms=deadline_ms,
+        max_grid=grid("--max-grid", max_grid) if max_grid is not None else None,
+        view=view,
+        template=read_template(template, schema),
     )
+    questions = read_batch(batch) if batch is not None else []
+    asked = conversation(prompt, prompt_ids, messages, system) if batch is None else None
     began = perf_counter()
     pipe = Pipeline.load(bundle, threads, MAX_PIXELS if max_pixels is None else max_pixels)
     loading = (perf_counter() - began) * 1e3
+    if batch is not None:
+        for answer in pipe.generate_batch(questions, config):
+            screen.print_json(answer.to_json())
+        return
     request: dict[str, Any] = {
         "prompt_ids": ids,
         "images": image or [],
@@ -156,10 +236,9 @@ def run(
     if watch:
         from lladav.cli.watch import follow
 
-        steps_in_all = Schedule.of(config, pipe.bundle.manifest.generation.gen_length).steps
-        answer = follow(pipe, pipe.stream(conversation, **request), steps_in_all, screen.stderr())
+        answer = follow(pipe, pipe.stream(asked, **request), screen.stderr())
     else:
-        answer = pipe.generate(conversation, **request)
+        answer = pipe.generate(asked, **request)
     if answer.truncated_tokens:
         screen.stderr().print(
             f"warning: the last {answer.truncated_tokens:,} of "
@@ -172,52 +251,29 @@ def run(
         _print_timings(answer, loading)
 
 
-def _conversation(
-    prompt: str | None, prompt_ids: str | None, file: Path | None, system: str | None
-) -> str | list[Message] | None:
-    """What is asked, unless it is given as ids."""
-    if sum(given is not None for given in (prompt, prompt_ids, file)) != 1:
-        raise OptionError(
-            "exactly one of --prompt, --prompt-ids and --messages is needed", cure="pass --prompt 'What is this?'"
-        )
-    if system is not None and prompt is None:
-        raise OptionError("--system goes with --prompt only", cure="put it into the ids, or into the first message")
-
-    from lladav.runtime import Message
-
-    if file is not None:
-        return _read_messages(file)
-    if prompt is not None and system is not None:
-        return [Message("system", system), Message("user", prompt)]
-    return prompt
-
-
-def _read_messages(file: Path) -> list[Message]:
-    from lladav.runtime import Message
-
-    cure = 'write it like [{"role": "user", "content": "What is this?"}, {"role": "assistant", "content": "..."}, ...]'
-    try:
-        turns = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise PromptError(f"{file} cannot be read as JSON: {error}", cure=cure) from error
-    if not isinstance(turns, list) or not all(
-        isinstance(turn, dict) and turn.keys() == {"role", "content"} and all(isinstance(v, str) for v in turn.values())
-        for turn in turns
-    ):
-        raise PromptError(f"{file} is no list of objects with a role and a content", cure=cure)
-    return [Message(**turn) for turn in turns]
-
-
 def _print_timings(answer: Answer, loading: float) -> None:
     table = screen.table(None, "stage", "ms", "", numbers=(1,))
     table.add_row("load", f"{loading:,.1f}", "not in the total")
     for stage, spent in answer.timings_ms.items():
         note = ""
         if stage == "denoise" and answer.steps:
-            note = f"{len(answer.steps)} steps of {spent / len(answer.steps):,.1f} ms"
+            note = f"{_passes(answer)} of {spent / len(answer.steps):,.1f} ms, {answer.knobs.preset}"
+        elif stage == "preprocess" and answer.tiles:
+            note = f"{sum(answer.tiles)} crops, {sum(answer.image_tokens):,} tokens"
+        elif stage == "feature_cache" and answer.reused_pictures:
+            note = f"{answer.reused_pictures} of {len(answer.tiles)} pictures known from before"
+        elif stage == "warm_up":
+            note = "not counted against the deadline"
         elif stage == "total":
             table.add_section()
             tokens = f"{answer.prompt_tokens} prompt and {len(answer.token_ids)} answer tokens"
             note = f"{tokens}, ended by {answer.finish_reason}"
+            if answer.forced_tokens:
+                note += f", {answer.forced_tokens} forced by it"
         table.add_row(stage.replace("_", " "), f"{spent:,.1f}", note)
     screen.stderr().print(table)
+
+
+def _passes(answer: Answer) -> str:
+    names = {"refresh": "refreshes", "step": "steps"}
+    return " and ".join(f"{count} {names[kind]}" for kind, count in answer.passes.items() if count)

@@ -15,16 +15,15 @@ _MASK = "░░"
 _COLOURS = ((0.9, "green"), (0.6, "yellow"), (0.3, "dark_orange"), (0.0, "red"))
 
 
-def follow(pipe: Pipeline, events: Iterator[StepEvent | Answer], steps: int, console: Console) -> Answer:
+def follow(pipe: Pipeline, events: Iterator[StepEvent | Answer], console: Console) -> Answer:
     """Shows every step on `console` and returns the answer; one line per step where it is no terminal.
 
     Args:
         pipe: whose tokenizer names the tokens.
         events: from `pipe.stream`.
-        steps: the most that can come.
         console: live only where it is a terminal.
     """
-    canvas = _Canvas(pipe, steps)
+    canvas = _Canvas(pipe)
     if not console.is_terminal:
         for event in events:
             if isinstance(event, Answer):
@@ -41,10 +40,9 @@ def follow(pipe: Pipeline, events: Iterator[StepEvent | Answer], steps: int, con
 class _Canvas:
     """Remembers how sure every position was."""
 
-    def __init__(self, pipe: Pipeline, steps: int) -> None:
+    def __init__(self, pipe: Pipeline) -> None:
         self._tokenizer = pipe.tokenizer
         self._masks = frozenset(pipe.bundle.manifest.tokens.mask_aliases)
-        self._steps = steps
         self._confidences: dict[int, float] = {}
         self._names: dict[int, str] = {}
 
@@ -52,9 +50,9 @@ class _Canvas:
         self._confidences.update(zip(event.positions, event.confidences, strict=True))
         fresh = set(event.positions)
         text = Text()
-        for position, token in enumerate(event.canvas):
+        for position, (token, guess) in enumerate(zip(event.canvas, event.provisional, strict=True)):
             if token in self._masks:
-                text.append(_MASK, "dim")
+                text.append(_MASK if guess in self._masks else self._name(guess), "dim")
             else:
                 colour = next(c for least, c in _COLOURS if self._confidences.get(position, 1.0) >= least)
                 text.append(self._name(token), f"bold reverse {colour}" if position in fresh else colour)
@@ -67,7 +65,8 @@ class _Canvas:
 
     def _status(self, event: StepEvent) -> str:
         return (
-            f"step {event.step + 1}/{self._steps}  block {event.block + 1}  {event.masks_left} masks  {event.ms:.1f} ms"
+            f"step {event.step + 1}  block {event.block + 1}  {event.masks_left} masks  {event.ms:.1f} ms"
+            + (", prompt refreshed" if event.kind == "refresh" else "")
         )
 
     def _name(self, token: int) -> str:

@@ -18,7 +18,7 @@ PROMPTS = (
 @pytest.mark.parametrize("name", PICTURES)
 def test_connector(golden_set: GoldenSet, name: str) -> None:
     pipeline = golden_set.pipeline()
-    features, _ = pipeline.vision.encode(golden_set.crops(name, pipeline))
+    features, _ = pipeline.pictures.encoder.encode(golden_set.crops(name, pipeline))
     assert golden_set.error(golden_set.facts["vis"]["features"][name]["connector"], features) < CONNECTOR_TOLERANCE
 
 

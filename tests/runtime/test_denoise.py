@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.golden import GoldenSet, config_of
+from benchmarks.golden import GoldenSet, config_of, request_of
 from lladav.errors import OptionError, PromptError
 from lladav.runtime import Answer, GenerationConfig, Pipeline, StepEvent
 from lladav.runtime.config import Schedule
-from lladav.runtime.denoise import DenoisingLoop, Request
+from lladav.runtime.denoise import DenoisingLoop
 from lladav.runtime.embedding import merge_prompt
 
 
@@ -67,33 +67,29 @@ def test_refresh_interval(pipeline: Pipeline, interval: int, kinds: str) -> None
 
 def test_step_after_refresh_of_the_same_canvas_computes_the_same(pipeline: Pipeline) -> None:
     """What the step pass reads is what the refresh wrote, with guidance and padding too."""
-    window = pipeline.denoiser.window(21, 6, 6, 2, cached=True)
+    window = pipeline.denoiser.window([21, 17], 6, 6, cached=True)
     draw = np.random.default_rng(0)
-    window.prompt[:, :21] = draw.normal(0, 0.5, (2, 21, 32))
+    window.prompt[0, :21] = draw.normal(0, 0.5, (21, 32))
+    window.prompt[1, :17] = draw.normal(0, 0.5, (17, 32))
     window.canvas[:, :6] = draw.normal(0, 0.5, (2, 6, 32))
-    window.rows[:6] = window.canvas_start + np.arange(6)
-    window.refresh()
-    whole = window.logits[:, :6].copy()
-    window.logits[:] = 0
-    window.step()
-    np.testing.assert_allclose(window.logits[:, :6], whole, atol=1e-5)
+    rows = window.canvas_start + np.arange(6)
+    whole = window.refresh(rows).copy()
+    np.testing.assert_allclose(window.step(rows), whole, atol=1e-5)
 
 
 def test_prompt_cache_is_kept_apart_from_the_canvas(pipeline: Pipeline) -> None:
     """Between refreshes the canvas sees the prompt as it was, and its own changes at once."""
-    window = pipeline.denoiser.window(21, 6, 6, 1, cached=True)
+    window = pipeline.denoiser.window([21], 6, 6, cached=True)
     draw = np.random.default_rng(0)
     window.prompt[:, :21] = draw.normal(0, 0.5, (1, 21, 32))
     window.canvas[:, :6] = draw.normal(0, 0.5, (1, 6, 32))
-    window.refresh()
-    window.step()
-    before = window.logits[0, :6].copy()
+    rows = window.canvas_start + np.arange(6)
+    window.refresh(rows)
+    before = window.step(rows).copy()
     window.prompt[:, :21] += 1
-    window.step()
-    np.testing.assert_array_equal(window.logits[0, :6], before)
+    np.testing.assert_array_equal(window.step(rows), before)
     window.canvas[0, 3] += 1
-    window.step()
-    assert np.abs(window.logits[0, :6] - before).max() > 1e-2
+    assert np.abs(window.step(rows) - before).max() > 1e-2
 
 
 def test_same_seed_same_answer(pipeline: Pipeline) -> None:
@@ -129,7 +125,7 @@ def test_prompt_without_bucket_names_what_would_fit(pipeline: Pipeline) -> None:
     limit = pipeline.bundle.manifest.buckets.prompt[-1]
     window = pipeline.denoiser.window
     with pytest.raises(PromptError, match=rf"the largest is {limit:,}"):
-        window(limit + 1, 8, 8, 1)
+        window([limit + 1], 8, 8)
 
 
 def test_canvas_without_bucket_names_what_would_fit(pipeline: Pipeline) -> None:
@@ -156,8 +152,8 @@ def test_steps_allocate_nothing_of_the_vocabulary_s_size(golden_set: GoldenSet) 
     case = golden_set.cases["cfg_32_32_32"]
     config = config_of(case)
     rows, _ = merge_prompt(case["ids"], pipeline.table, [], 8192)
-    request = Request(rows, Schedule.of(config, 1), config, (), ())
-    steps = iter(DenoisingLoop(pipeline.denoiser, pipeline.table, pipeline.bundle.manifest.tokens, request))
+    tokens = pipeline.bundle.manifest.tokens
+    steps = iter(DenoisingLoop(pipeline.denoiser, pipeline.table, tokens, request_of(rows, config)))
     next(steps)
     tracemalloc.start()
     try:
@@ -176,10 +172,8 @@ def test_padding_changes_no_logits(pipeline: Pipeline) -> None:
     embeds = np.random.default_rng(0).normal(0, 0.5, (72, manifest.geometry.language.hidden_size)).astype(np.float32)
     found = []
     for prompt, canvas in ((64, 8), (65, 7)):
-        window = pipeline.denoiser.window(prompt, canvas, canvas, 1)
+        window = pipeline.denoiser.window([prompt], canvas, canvas)
         window.prompt[0, :prompt], window.canvas[0, :canvas] = embeds[:prompt], embeds[prompt:]
-        window.rows[:canvas] = window.canvas_start + np.arange(canvas)
-        window.refresh()
-        found.append(window.logits[0, canvas - 7 : canvas].copy())
+        found.append(window.refresh(window.canvas_start + np.arange(canvas - 7, canvas))[0].copy())
         assert (window.size[1] == prompt) == (prompt == 64)
     np.testing.assert_allclose(found[0], found[1], atol=1e-4)

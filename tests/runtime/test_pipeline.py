@@ -39,7 +39,17 @@ def test_stream_yields_steps_and_ends_with_the_answer(pipeline: Pipeline) -> Non
     again = pipeline.generate("What is this?", images=[picture()], config=SHORT)
     assert (again.token_ids, again.text) == (answer.token_ids, answer.text)
     assert list(answer.timings_ms) == [
-        *("tokenize", "preprocess", "vision_encoder", "connector", "merge", "denoise", "detokenize", "total")
+        *(
+            "tokenize",
+            "preprocess",
+            "feature_cache",
+            "vision_encoder",
+            "connector",
+            "merge",
+            "denoise",
+            "detokenize",
+            "total",
+        )
     ]
     assert answer.timings_ms["total"] == pytest.approx(sum(answer.timings_ms.values()) / 2)
     assert answer.timings_ms["denoise"] == pytest.approx(sum(step.ms for step in answer.steps))
@@ -108,7 +118,7 @@ def test_crops_are_encoded_alike_whatever_the_buckets(tiny_checkpoint: Path, tmp
     for buckets in ((1,), (1, 3), (1, 2, 4, 8)):
         folder = tmp_path / "-".join(map(str, buckets))
         export(tiny_checkpoint, folder, ExportConfig(dtype="fp32", tile_buckets=buckets, verify=False))
-        found.append(Pipeline.load(folder).vision.encode(crops)[0])
+        found.append(Pipeline.load(folder).pictures.encoder.encode(crops)[0])
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
     np.testing.assert_allclose(found[0], found[2], atol=1e-5)
     assert pixel_values(crops).shape == (7, 3, 56, 56)
@@ -172,7 +182,7 @@ def test_bf16_bundle_says_that_it_is_for_engines(tiny_checkpoint: Path, tmp_path
 
 
 def test_other_pillow_is_warned_of(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lladav.runtime.pipeline.resampling_is_reference", lambda: False)
+    monkeypatch.setattr("lladav.runtime.pictures.resampling_is_reference", lambda: False)
     with pytest.warns(UserWarning, match=rf"Pillow {PIL.__version__} scales pictures"):
         Pipeline.load(tiny_bundle).generate("?", images=[picture()], config=SHORT)
 

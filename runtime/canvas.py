@@ -1,0 +1,153 @@
+"""The state of one answer while its masks are filled.
+
+The rules are those of the authors' `generate_with_embeds` (`modeling_llada.py`), quirks
+included; a template adds positions that are pinned and restricts the others.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from lladav.manifest import SpecialTokens
+from lladav.runtime.config import Schedule
+from lladav.runtime.stops import StopScanner
+from lladav.runtime.template import Restriction, Template
+
+
+class Canvas:
+    """Which positions of one answer are masked, which may be committed, and when it ends.
+
+    A *row* is a position that can be filled: first the G positions of the canvas, then the mask
+    tokens inside the prompt. A row may be committed while it is masked and lies before the stop,
+    or before the end of the current block while there is no stop. Nothing bounds it from below:
+    masks left in earlier blocks, and mask tokens inside the prompt, compete as well.
+
+    Attributes:
+        ids: `[G]` int64, masks included.
+        masked: `[G + prompt masks]` bool.
+        positions: `[G + prompt masks]` int64, counted from the first position of the answer; negative
+            inside the prompt.
+        tokens: `[G + prompt masks]` int64, what the model last picked for each row; the mask
+            token before it was asked.
+        confidences: `[G + prompt masks]` float64, how sure it was.
+        entropies: `[G + prompt masks]` float64 nats, where the selector needs them.
+        block: number of the block that is being filled.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        tokens: SpecialTokens,
+        *,
+        vocab_rows: int,
+        prompt_masks: np.ndarray,
+        stops: Sequence[Sequence[int]] = (),
+        template: Template | None = None,
+        adaptive: bool = False,
+    ) -> None:
+        length = schedule.gen_length
+        self._schedule = schedule
+        self._adaptive = adaptive
+        self._stops = StopScanner(stops)
+        self._is_mask = np.zeros(vocab_rows, bool)
+        self._is_mask[list(tokens.mask_aliases)] = True
+        self.template = template
+        self.ids = np.full(length, tokens.mask, np.int64)
+        self.positions = np.concatenate((np.arange(length), prompt_masks))
+        self.masked = np.ones(len(self.positions), bool)
+        if template is not None:
+            pinned = template.pinned >= 0
+            self.ids[pinned] = template.pinned[pinned]
+            self.masked[:length][pinned] = False
+        self.tokens = np.full(len(self.positions), tokens.mask, np.int64)
+        self.confidences = np.zeros(len(self.positions), np.float64)
+        self.entropies = np.zeros(len(self.positions), np.float64)
+        self.block = 0
+        self._end = schedule.block_length
+
+    @property
+    def length(self) -> int:
+        """Canvas positions G."""
+        return len(self.ids)
+
+    @property
+    def stop(self) -> int | None:
+        """Canvas position of the earliest stop so far."""
+        return self._stops.position
+
+    @property
+    def masks_left(self) -> int:
+        """Masked positions of the whole canvas."""
+        return int(self.masked[: self.length].sum())
+
+    @property
+    def undecided(self) -> int:
+        """Masked positions that the answer still waits for."""
+        return int(self.masked[: self.stop if self.stop is not None else self.length].sum())
+
+    def quotas(self) -> Iterator[int]:
+        """How many rows the fixed schedule commits in each step, while there is something to decide."""
+        schedule = self._schedule
+        for block in range(schedule.blocks):
+            start, end = block * schedule.block_length, (block + 1) * schedule.block_length
+            if self.stop is not None and self.stop <= start:
+                return
+            self.block, self._end = block, end
+            plan = schedule.transfers(int(self.masked[start:end].sum()))
+            for quota in itertools.repeat(0) if self._adaptive else plan:
+                if self.stop is not None and not self.masked[: self.stop].any():
+                    break
+                if not self.masked[start:end].any():
+                    break
+                yield quota
+
+    def candidates(self, *, whole: bool = False) -> np.ndarray:
+        """Rows that may be committed now, in order; `whole` looks beyond the current block."""
+        limit = self.stop if self.stop is not None else self.length if whole else self._end
+        return np.flatnonzero(self.masked & (self.positions < limit))
+
+    def restriction(self, row: int) -> Restriction:
+        """What may stand in a row of a template, given what was decided so far."""
+        assert self.template is not None
+        return self.template.restriction(row, self.ids, self.masked[: self.length])
+
+    def allows(self, row: int, token: int) -> bool:
+        """Whether a row can still be decided so."""
+        if self.template is None or row >= self.length:
+            return True
+        rule = self.restriction(row)
+        return bool((rule.ids == token).any()) == rule.allowed
+
+    def commit(self, row: int, token: int) -> None:
+        """Decides a row; a mask token leaves it masked."""
+        self.masked[row] = self._is_mask[token]
+        if row < self.length:
+            self.ids[row] = token
+
+    def close(self) -> np.ndarray:
+        """Fills what needs no deciding because an end stands before it; returns these rows."""
+        if self.template is None:
+            return np.zeros(0, np.int64)
+        rows = np.flatnonzero(self.template.closed(self.ids, self.masked[: self.length]))
+        self.ids[rows] = self.template.filler
+        self.masked[rows] = False
+        return rows
+
+    def scan(self) -> None:
+        """Looks for stops."""
+        self._stops.scan(self.ids)
+
+    def settled_holes(self) -> dict[str, str]:
+        """What stands in the holes of a template that have settled, by name."""
+        if self.template is None:
+            return {}
+        masked = self.masked[: self.length]
+        settled = (hole for hole in self.template.holes if self.template.settled(hole, self.ids, masked))
+        return {hole.name: self.template.hole_text(hole, self.ids) for hole in settled}
+
+    def provisional(self) -> tuple[int, ...]:
+        """The canvas with what the model last picked where nothing is committed yet."""
+        return tuple(np.where(self.masked[: self.length], self.tokens[: self.length], self.ids).tolist())

@@ -1,0 +1,185 @@
+"""From pictures and videos to rows of the prompt, with those of the latest pictures kept."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+
+from lladav.bundle import Bundle
+from lladav.errors import OptionError
+from lladav.runtime import merge
+from lladav.runtime.clock import Clock
+from lladav.runtime.config import Grid
+from lladav.runtime.images import (
+    Aspect,
+    Pixels,
+    Source,
+    limit_grid,
+    open_image,
+    preprocess,
+    resampling_is_reference,
+)
+from lladav.runtime.pacing import PassTimes, vision_key
+from lladav.runtime.video import preprocess_frames, read_frames
+from lladav.runtime.vision import VisionEncoder
+
+Floats = npt.NDArray[np.float32]
+
+FEATURE_CACHE_BYTES = 256 << 20
+"""Default bound of what is kept of earlier pictures: 17 ordinary photographs at the real size."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture or video that has been cut into crops, but not yet encoded.
+
+    Attributes:
+        crops: uint8 `[T, S, S, 3]`.
+        plan: how their features become rows.
+    """
+
+    crops: Pixels
+    plan: merge.MergePlan
+
+    @property
+    def rows(self) -> int:
+        """Positions of the prompt it will take."""
+        return len(self.plan)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Equal for equal crops that are merged alike."""
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (self.crops, self.plan.indices, self.plan.weights):
+            digest.update(repr(part.shape).encode())
+            digest.update(np.ascontiguousarray(part).data)
+        return digest.digest()
+
+
+class FeatureCache:
+    """Rows of the latest pictures by content, oldest out first, within a bound of memory.
+
+    Args:
+        bytes_: most memory to keep; 0 keeps nothing.
+    """
+
+    def __init__(self, bytes_: int) -> None:
+        if bytes_ < 0:
+            raise OptionError(f"a feature cache of {bytes_} bytes means nothing", cure="pass 0 to keep none")
+        self._bound = bytes_
+        self._rows: OrderedDict[bytes, Floats] = OrderedDict()
+
+    @property
+    def size(self) -> int:
+        """Bytes in use."""
+        return sum(rows.nbytes for rows in self._rows.values())
+
+    def get(self, digest: bytes) -> Floats | None:
+        """The rows `[n, D]` of a picture, or None."""
+        rows = self._rows.get(digest)
+        if rows is not None:
+            self._rows.move_to_end(digest)
+        return rows
+
+    def put(self, digest: bytes, rows: Floats) -> None:
+        if rows.nbytes > self._bound:
+            return
+        rows.flags.writeable = False
+        self._rows[digest] = rows
+        while self.size > self._bound:
+            self._rows.popitem(last=False)
+
+
+class PictureReader:
+    """Reads, cuts, encodes and merges pictures; the vision encoder is loaded with the first one.
+
+    Args:
+        bundle: an open bundle.
+        threads: of one graph operator.
+        max_pixels: larger pictures are refused.
+        cache_bytes: bound of the feature cache.
+        times: gets how long pictures took to encode.
+    """
+
+    def __init__(
+        self, bundle: Bundle, threads: int | None, max_pixels: int, cache_bytes: int, times: PassTimes
+    ) -> None:
+        self._times = times
+        self._bundle = bundle
+        self._threads = threads
+        self._max_pixels = max_pixels
+        self._encoder: VisionEncoder | None = None
+        self._cache = FeatureCache(cache_bytes)
+
+    @property
+    def encoder(self) -> VisionEncoder:
+        if self._encoder is None:
+            if not resampling_is_reference():
+                warnings.warn(
+                    f"Pillow {PIL.__version__} scales pictures to other pixels than the authors' code, so answers may "
+                    "differ; install one of `pillow>=10.3,<=13.0`",
+                    stacklevel=2,
+                )
+            self._encoder = VisionEncoder(self._bundle, self._threads)
+        return self._encoder
+
+    def picture(self, source: Source, aspect: Aspect, *, max_grid: Grid | None = None, exif: bool = False) -> Prepared:
+        """Cuts a picture into crops.
+
+        Args:
+            source: see `images.open_image`.
+            aspect: see `images.preprocess`.
+            max_grid: most columns and rows of crops.
+            exif: turn it as its EXIF orientation says.
+        """
+        picture = open_image(source, exif=exif, max_pixels=self._max_pixels)
+        rule, side = self.encoder.preprocessing, self.encoder.geometry.side
+        if max_grid is not None:
+            rule = limit_grid(rule, max_grid)
+        crops = preprocess(picture, rule, aspect)
+        if aspect == "anyres":
+            plan = merge.merge_plan(crops.size, crops.grid, side, rule.max_tiles)
+        else:
+            plan = merge.crop_plan(side, newline=aspect == "single")
+        return Prepared(crops.pixels, plan)
+
+    def video(self, source: str | Path | Sequence[str | Path], limit: int) -> Prepared:
+        """Frames as crops; see `video.read_frames`."""
+        rule = self.encoder.preprocessing
+        crops = preprocess_frames(read_frames(source, limit, max_pixels=self._max_pixels), rule)
+        return Prepared(crops, merge.video_plan(len(crops), self.encoder.geometry.side, rule))
+
+    def known(self, prepared: Prepared) -> bool:
+        """Whether its rows are kept from an earlier answer."""
+        return self._cache.get(prepared.digest) is not None
+
+    def rows(self, prepared: Prepared, clock: Clock) -> Floats:
+        """What the language model sees of it: `[n, D]` float32, not to be written to."""
+        with clock.stage("feature_cache"):
+            kept = self._cache.get(prepared.digest)
+        if kept is not None:
+            return kept
+        features = self._encode(prepared, clock)
+        with clock.stage("merge"):
+            rows = merge.apply(prepared.plan, features, self.encoder.newline)
+        self._cache.put(prepared.digest, rows)
+        return rows
+
+    def measure(self, prepared: Prepared) -> None:
+        """Encodes a picture only to see how long it takes."""
+        self._encode(prepared, Clock())
+
+    def _encode(self, prepared: Prepared, clock: Clock) -> Floats:
+        features, spent = self.encoder.encode(prepared.crops)
+        self._times.add(vision_key(len(prepared.crops)), sum(spent.values()))
+        clock.add(spent)
+        return features
