@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from lladav.errors import PromptError
 from lladav.manifest import SpecialTokens
+from lladav.runtime.vocabulary import Vocabulary
 
 IMAGE_TOKEN = -200
 """Stands in the ids where the rows of one picture go."""
@@ -61,6 +62,7 @@ class ChatTokenizer:
         except Exception as error:
             raise PromptError(f"{tokenizer_json} is not a usable tokenizer: {error}", cure=cure) from error
         self.system_prompt = system_prompt
+        self._vocabularies: dict[int, Vocabulary] = {}
 
         def name(role: str, token: int) -> str:
             found = self._tokenizer.id_to_token(token)
@@ -130,6 +132,12 @@ class ChatTokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of `ids`; `skip_special=False` keeps the names of special tokens, as the authors print them."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special))
+
+    def vocabulary(self, rows: int) -> Vocabulary:
+        """What the ids below `rows` may be used for; worked out once."""
+        if rows not in self._vocabularies:
+            self._vocabularies[rows] = Vocabulary.of(self._tokenizer, rows)
+        return self._vocabularies[rows]
 
     def _header(self, role: str) -> str:
         return f"{self._start_header}{role}{self._end_header}\n\n"
