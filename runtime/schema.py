@@ -99,8 +99,8 @@ def parse_object(schema: Schema, text: str) -> object:
 def _properties(schema: Schema) -> Mapping[str, Any]:
     """The fields of a schema whose other rules every template keeps."""
     rules = _rules(schema)
-    properties = rules.get("properties")
-    if rules.get("type") != "object" or not isinstance(properties, Mapping) or not properties:
+    properties = rules.get("properties") if isinstance(rules, Mapping) and rules.get("type") == "object" else None
+    if not isinstance(properties, Mapping) or not properties:
         raise OptionError(
             "--schema is not that of an object with fields",
             cure='give it "type": "object" and "properties", or use a pydantic model with fields',
@@ -111,7 +111,10 @@ def _properties(schema: Schema) -> Mapping[str, Any]:
             f"--schema has rules for the whole object that a template cannot promise: {', '.join(unknown)}",
             cure="remove them; type, properties and required are kept",
         )
-    missing = sorted(set(rules.get("required", ())) - properties.keys())
+    required = rules.get("required", [])
+    if not isinstance(required, list):
+        raise OptionError(f"--schema has {required!r} as required", cure="list the names of fields")
+    missing = [str(name) for name in required if str(name) not in properties]
     if missing:
         raise OptionError(f"--schema requires fields that it does not describe: {', '.join(missing)}", cure="add them")
     return properties

@@ -156,7 +156,7 @@ def _json_places(literals: Sequence[str], blanks: Sequence[Blank]) -> tuple[Plac
     except ValueError as error:
         if skeleton.strip()[:1] == "{" and skeleton.strip()[-1:] == "}":
             raise OptionError(
-                f"--template looks like JSON and is not: {error}, where holes are x or 0: {skeleton}",
+                f"--template looks like JSON and is not: {error}{_near(error)}",
                 cure="mend it, or begin with another word than { if it is meant as plain text",
             ) from None
         return None
@@ -170,6 +170,12 @@ def _json_places(literals: Sequence[str], blanks: Sequence[Blank]) -> tuple[Plac
         _check_place(blank, inside, literals[n], literals[n + 1])
     names = _names(literals, quoted)
     return tuple(Place(name, not inside) for name, inside in zip(names, quoted, strict=True))
+
+
+def _near(error: ValueError) -> str:
+    if not isinstance(error, json.JSONDecodeError):
+        return ""
+    return f", near {error.doc[max(error.pos - 20, 0) : error.pos + 20]!r}, where x and 0 stand for holes"
 
 
 def _quoted(literals: Sequence[str]) -> Iterator[bool]:

@@ -184,6 +184,8 @@ def test_models_that_a_template_cannot_promise(model: type[BaseModel]) -> None:
     ("schema", "says"),
     [
         ({}, "not that of an object"),
+        ([], "not that of an object"),
+        (one({"type": "string"}) | {"required": True}, "True as required"),
         ({"type": "object"}, "not that of an object"),
         ({"type": "object", "properties": {}}, "not that of an object"),
         ({"type": "array", "properties": {"a": {"type": "string"}}}, "not that of an object"),

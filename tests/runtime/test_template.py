@@ -276,6 +276,14 @@ def test_text_refuses_specials_masks_and_rows_without_a_token(vocab: Vocab) -> N
     assert not refused & {*vocab.ids('"'), *vocab.ids("\\"), *vocab.ids("a\n")}
 
 
+def test_text_refuses_what_is_never_predicted(tiny: Vocab) -> None:
+    never = tiny.ids("x")[0]
+    tokens = tiny.tokens.model_copy(update={"suppressed": (never,)})
+    template = Template.parse("{{2}}", tiny.chat, tokens, tiny.rows)
+    ids, masked = blank(template, tiny)
+    assert never in template.restriction(0, ids, masked).ids
+
+
 def test_text_in_json_refuses_what_would_break_a_string(vocab: Vocab) -> None:
     template = vocab.template('{"a": "{{3}}"}')
     ids, masked = blank(template, vocab)
@@ -384,6 +392,8 @@ def test_masks_behind_a_filler_are_closed(tiny: Vocab) -> None:
     text, number = template.holes
     ids, masked = blank(template, tiny)
     assert not template.closed(ids, masked).any()
+    # What stands under a mask is only provisional.
+    assert not template.closed(np.where(masked, template.filler, ids), masked).any()
     ids[1], masked[1] = template.filler, False
     assert np.flatnonzero(template.closed(ids, masked)).tolist() == [2, 3]
     assert not template.settled(text, ids, masked)
@@ -472,13 +482,14 @@ def test_white_space_around_choices_does_not_count() -> None:
         ('{"a": {{NaN|1}}}', "the choice NaN", "within quotes"),
         ('{"a": {{[]|1}}}', "the choice []", "within quotes"),
         ('{"a": "{{x"y|z}}"}', "cannot stand within quotes", "without quotes"),
+        ('{"a": "{{x\ty|z}}"}', "cannot stand within quotes", "control characters"),
         ('{"a": "{{x\\y|z}}"}', "cannot stand within quotes", "without quotes"),
         ('{"a": 1{{int}}}', "part of a longer value", "the whole value"),
         ('{"a": {{int}}.5}', "part of a longer value", "the whole value"),
         ('{"a": {{bool}}, "a": {{bool}}}', "the key 'a' twice", "own key"),
         ('{"{{2}}": 1, "a": 2}', "in a key", "write the key out"),
         ('{"a.b": {{bool}}, "a": {"b": {{bool}}}}', "2 holes with the key path 'a.b'", "without dots"),
-        ('{"a": {{bool}} "b": 1}', "looks like JSON and is not", "mend it"),
+        ('{"a": {{bool}} "b": 1}', 'near \'{"a": 0 "b": 1}\'', "mend it"),
         ('{"a": NaN, "b": {{bool}}}', "NaN is not JSON", "mend it"),
         ('{"a": "\\{{n|t}}"}', "looks like JSON and is not", "mend it"),
         ("say <|eot_id|>{{2}}", "special tokens in its text: <|eot_id|>", "leave them out"),
