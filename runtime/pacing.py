@@ -14,6 +14,7 @@ import os
 import platform
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 
@@ -80,7 +81,8 @@ class PassTimes:
             beside.write_text(json.dumps({k: [round(t, 4) for t in v] for k, v in self._times.items()}), "utf-8")
             beside.replace(self._file)
         except OSError:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                beside.unlink()
 
 
 def _read(file: Path | None) -> dict[str, list[float]]:

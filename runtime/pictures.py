@@ -120,6 +120,10 @@ class PictureReader:
         self._encoder: VisionEncoder | None = None
         self._cache = FeatureCache(cache_bytes)
 
+    def load(self) -> None:
+        """Loads the vision encoder, so that the first picture does not have to wait for it."""
+        _ = self.encoder
+
     @property
     def encoder(self) -> VisionEncoder:
         if self._encoder is None:

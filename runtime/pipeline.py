@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ from lladav.runtime.pictures import FEATURE_CACHE_BYTES, PictureReader, Prepared
 from lladav.runtime.prompt import IMAGE_TOKEN, ChatTokenizer, Message
 from lladav.runtime.question import DEFAULT_FRAMES, Encoder, Plan, Question
 from lladav.runtime.results import Answer, StepEvent
+from lladav.runtime.schema import Schema, parse_object, template_text
 from lladav.runtime.sessions import smallest_fitting
 
 Floats = npt.NDArray[np.float32]
@@ -132,6 +134,37 @@ class Pipeline:
         question = Question(prompt, prompt_ids, images, video, video_frames, exif)
         return self._stream(question, config or GenerationConfig())
 
+    def generate_object(
+        self,
+        schema: Schema,
+        prompt: str | Sequence[Message] | None = None,
+        *,
+        prompt_ids: Sequence[int] | None = None,
+        images: Sequence[Source] = (),
+        config: GenerationConfig | None = None,
+    ) -> tuple[Any, Answer]:
+        """Answers with the fields of a schema, filled in.
+
+        Args:
+            schema: a pydantic model or a JSON schema of flat fields; see `schema`.
+            prompt: see `Question`, as the others.
+            prompt_ids: the same as ids.
+            images: pictures.
+            config: without a template.
+
+        Returns:
+            An instance of the model, or a dict for a JSON schema; and the whole answer.
+
+        Raises:
+            OptionError: the schema has fields that a template cannot promise; or as `generate`.
+        """
+        config = config or GenerationConfig()
+        if config.template is not None:
+            raise OptionError("a schema and a template contradict each other", cure="leave one of them out")
+        config = GenerationConfig.model_validate({**config.model_dump(), "template": template_text(schema)})
+        answer = self.generate(prompt, prompt_ids=prompt_ids, images=images, config=config)
+        return parse_object(schema, answer.text), answer
+
     def generate_batch(
         self, questions: Sequence[Question], config: GenerationConfig | None = None, *, batch: int = BATCH
     ) -> list[Answer]:
@@ -173,6 +206,8 @@ class Pipeline:
         return self.pictures.rows(self.pictures.picture(source, aspect, exif=exif), Clock())
 
     def _stream(self, question: Question, config: GenerationConfig) -> Iterator[StepEvent | Answer]:
+        if question.pictures:
+            self.pictures.load()
         began = perf_counter()
         plan = self._encoder.plan(config)
         asked = self._prepare(question, plan)

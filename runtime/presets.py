@@ -128,6 +128,12 @@ def _check(config: GenerationConfig, preset: PresetName, selector: SelectorName)
             f"--deadline-ms and the exact preset contradict each other{why}: a deadline changes the answer",
             cure="pass --preset realtime for a fixed number of steps, or leave --preset and --steps out",
         )
+    if config.image_aspect == "pad" and (config.view or config.max_grid):
+        option = "--view" if config.view else "--max-grid"
+        raise OptionError(
+            f"{option} {config.view or ''}".rstrip() + " and --image-aspect pad contradict each other: it is one crop",
+            cure="leave one of them out",
+        )
     if config.view == "single" and config.max_grid is not None:
         raise OptionError(
             "--view single and --max-grid contradict each other: a single view has no grid", cure="pass one of them"

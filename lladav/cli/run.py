@@ -257,7 +257,7 @@ def _print_timings(answer: Answer, loading: float) -> None:
     for stage, spent in answer.timings_ms.items():
         note = ""
         if stage == "denoise" and answer.steps:
-            note = f"{_passes(answer)} of {spent / len(answer.steps):,.1f} ms, {answer.knobs.preset}"
+            note = f"{_passes(answer)} ({answer.knobs.preset})"
         elif stage == "preprocess" and answer.tiles:
             note = f"{sum(answer.tiles)} crops, {sum(answer.image_tokens):,} tokens"
         elif stage == "feature_cache" and answer.reused_pictures:
@@ -275,5 +275,10 @@ def _print_timings(answer: Answer, loading: float) -> None:
 
 
 def _passes(answer: Answer) -> str:
-    names = {"refresh": "refreshes", "step": "steps"}
-    return " and ".join(f"{count} {names[kind]}" for kind, count in answer.passes.items() if count)
+    """For example `1 refresh of 40.2 ms, 3 steps of 9.1 ms`."""
+    parts = []
+    for kind, plural in (("refresh", "refreshes"), ("step", "steps")):
+        spent = [step.ms for step in answer.steps if step.kind == kind]
+        if spent:
+            parts.append(f"{len(spent)} {kind if len(spent) == 1 else plural} of {sum(spent) / len(spent):,.1f} ms")
+    return ", ".join(parts)

@@ -64,9 +64,8 @@ class _Canvas:
         return Text(f"{self._status(event)}  {committed}")
 
     def _status(self, event: StepEvent) -> str:
-        return (
-            f"step {event.step + 1}  block {event.block + 1}  {event.masks_left} masks  {event.ms:.1f} ms"
-            + (", prompt refreshed" if event.kind == "refresh" else "")
+        return f"step {event.step + 1}  block {event.block + 1}  {event.masks_left} masks  {event.ms:.1f} ms" + (
+            ", prompt refreshed" if event.kind == "refresh" else ""
         )
 
     def _name(self, token: int) -> str:
