@@ -3,12 +3,18 @@
 A window of W positions attends to C cached positions and to itself, all in both directions.
 With C = 0 and the whole sequence as window it is the full (refresh) pass; with the canvas as
 window and the prompt's keys and values as past it is the step pass, with the same weights.
+
+There are two graphs of it over one file of weights, which differ in how past and window are
+joined: one for engine builders and one for ONNX Runtime on the CPU.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple, Protocol
+
 import numpy as np
 
+from lladav.export.attention_graph import JointAttention, KeyValues, SplitAttention
 from lladav.export.onnx_graph import GraphBuilder
 from lladav.geometry import LanguageGeometry
 from lladav.manifest import TensorType
@@ -20,7 +26,7 @@ FLOAT16_HEADROOM = 32.0
 
 
 def denoiser(g: LanguageGeometry, compute: TensorType) -> GraphBuilder:
-    """The language model's pass over a window.
+    """The language model's pass over a window, in the form that engine builders fuse.
 
     Inputs: `inputs_embeds` `[B, W, D]` float32, `position_ids` `[B, W]` int64,
     `attention_bias` `[B, 1, 1, C + W]` float32 (0, or very negative where a key is padding),
@@ -37,35 +43,8 @@ def denoiser(g: LanguageGeometry, compute: TensorType) -> GraphBuilder:
             stream and the logits are float32.
     """
     b = GraphBuilder("denoiser", compute)
-    x = b.input("inputs_embeds", "float32", ("batch", "window", g.hidden_size))
-    positions = b.input("position_ids", "int64", ("batch", "window"))
-    bias = b.input("attention_bias", "float32", ("batch", 1, 1, "keys"))
-    rows = b.input("rows", "int64", ("rows",))
-    cache = ("batch", g.kv_heads, "past", g.head_size)
-    past = [
-        (b.input(f"past_key_values.{i}.key", compute, cache), b.input(f"past_key_values.{i}.value", compute, cache))
-        for i in range(g.layers)
-    ]
-    with b.scope("rotary"):
-        cos, sin = _rotary_tables(b, positions, g)
-    present = []
-    for i in range(g.layers):
-        prefix = f"model.layers.{i}"
-        with b.scope(f"layers.{i}"):
-            with b.scope("self_attn"):
-                h = b.cast(_rms_norm(b, x, f"{prefix}.input_layernorm", g), compute, "float32")
-                mixed, key, value = _attention(b, h, f"{prefix}.self_attn", g, cos, sin, bias, past[i])
-                present.append((key, value))
-                x = b.op("Add", x, mixed, name="residual")
-            with b.scope("mlp"):
-                h = b.cast(_rms_norm(b, x, f"{prefix}.post_attention_layernorm", g), compute, "float32")
-                x = b.op("Add", x, _mlp(b, h, f"{prefix}.mlp", g), name="residual")
-    with b.scope("head"):
-        chosen = _rms_norm(b, b.op("Gather", x, rows, axis=1), "model.norm", g)
-        shape = (g.vocab_rows, g.hidden_size)
-        logits = b.linear(b.cast(chosen, compute, "float32"), "lm_head", shape, name="lm_head")
-        logits = b.cast(logits, "float32", compute)
-    b.output(logits, "logits", "float32", ("batch", "rows", g.vocab_rows))
+    inputs = _inputs(b, g)
+    present = _language_model(b, g, inputs, JointAttention(b, inputs.bias))
     window = ("batch", g.kv_heads, "window", g.head_size)
     for i, (key, value) in enumerate(present):
         b.output(key, f"present.{i}.key", compute, window)
@@ -73,17 +52,102 @@ def denoiser(g: LanguageGeometry, compute: TensorType) -> GraphBuilder:
     return b
 
 
-def _rotary_tables(b: GraphBuilder, positions: str, g: LanguageGeometry) -> tuple[str, str]:
+def denoiser_cpu(g: LanguageGeometry, compute: TensorType, joint: GraphBuilder) -> GraphBuilder:
+    """The same pass in the form that costs ONNX Runtime least, on the weights of `joint`.
+
+    Past keys and values are read where they lie. Of the window's own only the first are
+    returned: `keep` `[1]` int64 says how many, so that a refresh writes the prompt's straight to
+    where the next steps read them; `present.N.{key,value}` are `[B, H_kv, keep, Dh]`.
+    """
+    b = GraphBuilder("denoiser_cpu", compute, weights_of=joint)
+    inputs = _inputs(b, g)
+    keep = b.input("keep", "int64", (1,))
+    present = _language_model(b, g, inputs, SplitAttention(b, inputs.bias, inputs.embeds, inputs.past[0]))
+    kept = ("batch", g.kv_heads, "keep", g.head_size)
+    for i, parts in enumerate(present):
+        for name, part in parts._asdict().items():
+            first = b.op("Slice", part, b.constant([0], "int64"), keep, b.constant([2], "int64"), name="kept")
+            b.output(first, f"present.{i}.{name}", compute, kept)
+    return b
+
+
+class _Inputs(NamedTuple):
+    embeds: str
+    positions: str
+    bias: str
+    rows: str
+    past: list[KeyValues]
+
+
+class _Attend(Protocol):
+    def __call__(self, query: str, past: KeyValues, window: KeyValues) -> str: ...
+
+
+def _inputs(b: GraphBuilder, g: LanguageGeometry) -> _Inputs:
+    cache = ("batch", g.kv_heads, "past", g.head_size)
+    return _Inputs(
+        embeds=b.input("inputs_embeds", "float32", ("batch", "window", g.hidden_size)),
+        positions=b.input("position_ids", "int64", ("batch", "window")),
+        bias=b.input("attention_bias", "float32", ("batch", 1, 1, "keys")),
+        rows=b.input("rows", "int64", ("rows",)),
+        past=[
+            KeyValues(*(b.input(f"past_key_values.{i}.{part}", b.compute, cache) for part in KeyValues._fields))
+            for i in range(g.layers)
+        ],
+    )
+
+
+def _language_model(b: GraphBuilder, g: LanguageGeometry, inputs: _Inputs, attend: _Attend) -> list[KeyValues]:
+    """Everything from input rows to the output `logits`; returns every layer's keys and values.
+
+    The last layer's output is wanted for the chosen rows alone, so the rest of it, keys and
+    values excepted, is computed for these.
+    """
+    x = inputs.embeds
+    with b.scope("rotary"):
+        rotary = rotary_of_rows = _rotary_tables(b, inputs.positions, g)
+    present = []
+    for i in range(g.layers):
+        prefix = f"model.layers.{i}"
+        with b.scope(f"layers.{i}"):
+            with b.scope("self_attn"):
+                h = rows = b.cast(_rms_norm(b, x, f"{prefix}.input_layernorm", g), b.compute, "float32")
+                if i == g.layers - 1:
+                    x, rows = (b.op("Gather", value, inputs.rows, axis=1, name="rows") for value in (x, h))
+                    rotary_of_rows = _Rotary(*(b.op("Gather", t, inputs.rows, axis=2, name="rows") for t in rotary))
+                query = _query(b, rows, f"{prefix}.self_attn", g, rotary_of_rows)
+                present.append(_key_values(b, h, f"{prefix}.self_attn", g, rotary))
+                mixed = attend(query, inputs.past[i], present[i])
+                x = b.op("Add", x, _attention_output(b, mixed, f"{prefix}.self_attn", g), name="residual")
+            with b.scope("mlp"):
+                h = b.cast(_rms_norm(b, x, f"{prefix}.post_attention_layernorm", g), b.compute, "float32")
+                x = b.op("Add", x, _mlp(b, h, f"{prefix}.mlp", g), name="residual")
+    with b.scope("head"):
+        normed = b.cast(_rms_norm(b, x, "model.norm", g), b.compute, "float32")
+        logits = b.linear(normed, "lm_head", (g.vocab_rows, g.hidden_size), name="lm_head")
+        logits = b.cast(logits, "float32", b.compute)
+    b.output(logits, "logits", "float32", ("batch", "rows", g.vocab_rows))
+    return present
+
+
+class _Rotary(NamedTuple):
     """Cosine and sine `[B, 1, W, Dh / 2]` float32."""
+
+    cos: str
+    sin: str
+
+
+def _rotary_tables(b: GraphBuilder, positions: str, g: LanguageGeometry) -> _Rotary:
     half = np.arange(0, g.head_size, 2, dtype=np.float32) / np.float32(g.head_size)
     inverse = (1.0 / np.power(np.float32(g.rope_theta), half)).astype(np.float32)
     columns = b.op("Unsqueeze", b.op("Cast", positions, to=1), b.constant([1, 3], "int64"))
     angles = b.op("Mul", columns, b.constant(inverse, "float32"), name="angles")
-    return b.op("Cos", angles), b.op("Sin", angles)
+    return _Rotary(b.op("Cos", angles), b.op("Sin", angles))
 
 
-def _rotate(b: GraphBuilder, x: str, cos: str, sin: str) -> str:
+def _rotate(b: GraphBuilder, x: str, rotary: _Rotary) -> str:
     """Rotate-half RoPE on `[B, H, W, Dh]`."""
+    cos, sin = rotary
     first, second = b.split(x, 2, axis=-1)
     left = b.op("Sub", b.op("Mul", first, cos), b.op("Mul", second, sin))
     right = b.op("Add", b.op("Mul", second, cos), b.op("Mul", first, sin))
@@ -91,7 +155,9 @@ def _rotate(b: GraphBuilder, x: str, cos: str, sin: str) -> str:
 
 
 def _rms_norm(b: GraphBuilder, x: str, source: str, g: LanguageGeometry) -> str:
-    mean = b.op("ReduceMean", b.op("Mul", x, x, name="square"), b.constant([-1], "int64"), keepdims=1, name="mean")
+    """In the pattern that ONNX Runtime and engine builders make one operator of."""
+    square = b.op("Pow", x, b.constant(2.0, "float32"), name="square")
+    mean = b.op("ReduceMean", square, b.constant([-1], "int64"), keepdims=1, name="mean")
     root = b.op("Sqrt", b.op("Add", mean, b.constant(g.rms_norm_eps, "float32")))
     scale = b.weight(f"{source}.weight", (g.hidden_size,), "float32")
     return b.op("Mul", b.op("Div", x, root), scale, name="rms_norm")
@@ -106,49 +172,37 @@ def _into_residual(b: GraphBuilder, x: str, source: str, shape: tuple[int, int],
     return b.op("Mul", y, b.constant(headroom, "float32"), name="enlarge") if headroom else y
 
 
-def _attention(
-    b: GraphBuilder,
-    h: str,
-    source: str,
-    g: LanguageGeometry,
-    cos: str,
-    sin: str,
-    bias: str,
-    past: tuple[str, str],
-) -> tuple[str, str, str]:
-    """Returns the mixed values `[B, W, D]` float32 and the window's keys and values."""
-    kinds = (("q_proj", g.heads), ("k_proj", g.kv_heads), ("v_proj", g.kv_heads))
-    q, k, v = (
-        b.op(
-            "Transpose",
-            b.op(
-                "Reshape",
-                b.linear(h, f"{source}.{p}", (n * g.head_size, g.hidden_size), name=p),
-                b.constant([0, 0, n, g.head_size], "int64"),
-            ),
-            perm=[0, 2, 1, 3],
-        )
-        for p, n in kinds
-    )
-    q = _rotate(b, b.cast(q, "float32", b.compute), cos, sin)
+def _heads(b: GraphBuilder, h: str, source: str, heads: int, g: LanguageGeometry) -> str:
+    """`[B, W, D]` times a projection, as `[B, heads, W, Dh]`."""
+    name = source.rpartition(".")[2]
+    rows = b.linear(h, source, (heads * g.head_size, g.hidden_size), name=name)
+    split = b.op("Reshape", rows, b.constant([0, 0, heads, g.head_size], "int64"))
+    return b.op("Transpose", split, perm=[0, 2, 1, 3])
+
+
+def _query(b: GraphBuilder, h: str, source: str, g: LanguageGeometry, rotary: _Rotary) -> str:
+    """`[B, H_kv, rows, Dh]` in the compute type; heads that share keys become further rows."""
+    q = _rotate(b, b.cast(_heads(b, h, f"{source}.q_proj", g.heads, g), "float32", b.compute), rotary)
     # Scaling before the product keeps its float16 result small.
     q = b.cast(b.op("Mul", q, b.constant(g.head_size**-0.5, "float32"), name="scale"), b.compute, "float32")
-    key = b.cast(_rotate(b, b.cast(k, "float32", b.compute), cos, sin), b.compute, "float32")
-    keys = b.op("Concat", past[0], key, axis=2, name="keys")
-    values = b.op("Concat", past[1], v, axis=2, name="values")
-    group = g.heads // g.kv_heads
-    if group > 1:  # heads that share keys become further rows of one product
+    if g.heads > g.kv_heads:
         q = b.op("Reshape", q, b.constant([0, g.kv_heads, -1, g.head_size], "int64"))
-    scores = b.op("MatMul", q, b.op("Transpose", keys, perm=[0, 1, 3, 2]), name="scores")
-    scores = b.op("Add", b.cast(scores, "float32", b.compute), bias, name="mask")
-    weights = b.cast(b.op("Softmax", scores, axis=-1), b.compute, "float32")
-    mixed = b.op("MatMul", weights, values, name="mix")
-    if group > 1:
+    return q
+
+
+def _key_values(b: GraphBuilder, h: str, source: str, g: LanguageGeometry, rotary: _Rotary) -> KeyValues:
+    key, value = (_heads(b, h, f"{source}.{p}_proj", g.kv_heads, g) for p in ("k", "v"))
+    return KeyValues(b.cast(_rotate(b, b.cast(key, "float32", b.compute), rotary), b.compute, "float32"), value)
+
+
+def _attention_output(b: GraphBuilder, mixed: str, source: str, g: LanguageGeometry) -> str:
+    """Mixed values, shaped as a query, to `[B, rows, D]` float32."""
+    if g.heads > g.kv_heads:
         mixed = b.op("Reshape", mixed, b.constant([0, g.heads, -1, g.head_size], "int64"))
     width = g.heads * g.head_size
     rows = b.op("Reshape", b.op("Transpose", mixed, perm=[0, 2, 1, 3]), b.constant([0, 0, width], "int64"))
     rows = b.cast(rows, "float32", b.compute)
-    return _into_residual(b, rows, f"{source}.o_proj", (g.hidden_size, width), "o_proj"), key, v
+    return _into_residual(b, rows, f"{source}.o_proj", (g.hidden_size, width), "o_proj")
 
 
 def _mlp(b: GraphBuilder, h: str, source: str, g: LanguageGeometry) -> str:

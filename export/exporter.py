@@ -20,7 +20,7 @@ from lladav.export import require
 from lladav.export.checkpoint import Checkpoint
 from lladav.export.config import COMPUTE_TYPES, ExportConfig
 from lladav.export.coverage import check_coverage
-from lladav.export.denoiser_graph import denoiser
+from lladav.export.denoiser_graph import denoiser, denoiser_cpu
 from lladav.export.model_config import read_geometry, read_preprocessing, read_tokens, tokenizer_length
 from lladav.export.onnx_graph import ELEMENT_BYTES, GraphBuilder
 from lladav.export.progress import Progress
@@ -82,13 +82,14 @@ def export(
     precision = config.dtype or ("fp32" if source.dtype == "float32" else "fp16")
     builders = build_graphs(geometry, COMPUTE_TYPES[precision])
     table = rows * geometry.language.hidden_size * ELEMENT_BYTES[COMPUTE_TYPES[precision]]
-    needed = sum(b.weights_bytes for b in builders) + table + (1 << 24)
+    needed = sum(b.weights_bytes for b in builders if b.owns_weights) + table + (1 << 24)
     with staged_folder(Path(bundle), needed) as folder:
         progress.start("weights", _used_bytes(source, builders, geometry))
         stream = WeightStream(source, progress.advance)
         files = []
         for builder in builders:
-            files.append(stream.write(builder.weights, folder / builder.weights_file))
+            if builder.owns_weights:
+                files.append(stream.write(builder.weights, folder / builder.weights_file))
             builder.write(folder)
             onnx.checker.check_model(str(folder / f"{builder.name}.onnx"))
         tables, table_files, aliases = _write_tables(stream, geometry, tokens.mask, precision, folder)
@@ -125,6 +126,8 @@ def export(
 def build_graphs(geometry: Geometry, compute: TensorType) -> list[GraphBuilder]:
     """Every graph of a bundle, without weights."""
     graphs = [denoiser(geometry.language, compute)]
+    if compute != "bfloat16":  # which ONNX Runtime cannot multiply on the CPU
+        graphs.append(denoiser_cpu(geometry.language, compute, graphs[0]))
     if geometry.vision is not None:
         graphs += [vision_encoder(geometry.vision, compute), connector(geometry, compute)]
     return graphs

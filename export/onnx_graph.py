@@ -8,7 +8,7 @@ and size; their bytes are streamed later.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,14 +64,17 @@ class GraphBuilder:
     """Collects nodes in order; values are named after the nodes that make them.
 
     Args:
-        name: of the graph and its files.
+        name: of the graph and its file.
         compute: element type of the weights of matrix products and of what they multiply.
+        weights_of: another graph, whose weights file this one reads instead of having its own.
     """
 
-    def __init__(self, name: str, compute: TensorType) -> None:
+    def __init__(self, name: str, compute: TensorType, weights_of: GraphBuilder | None = None) -> None:
         self.name = name
         self.compute = compute
         self.weights: list[Weight] = []
+        self._lender = weights_of
+        self._lent = {weight.name: weight for weight in weights_of.weights} if weights_of else {}
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
         self._inputs: list[TensorSpec] = []
@@ -108,10 +111,39 @@ class GraphBuilder:
         return label
 
     def split(self, value: str, parts: int, axis: int) -> list[str]:
+        """Parts of one size."""
+        return self._split([value], parts, axis, num_outputs=parts)
+
+    def split_at(self, value: str, sizes: str, parts: int, axis: int) -> list[str]:
+        """Parts whose sizes are the value `sizes`, int64 `[parts]`."""
+        return self._split([value, sizes], parts, axis)
+
+    def _split(self, inputs: list[str], parts: int, axis: int, **attributes: Any) -> list[str]:
         label = self._unique("Split")
         outputs = [f"{label}.{i}" for i in range(parts)]
-        self._nodes.append(helper.make_node("Split", [value], outputs, name=label, axis=axis, num_outputs=parts))
+        self._nodes.append(helper.make_node("Split", inputs, outputs, name=label, axis=axis, **attributes))
         return outputs
+
+    def choose(
+        self, condition: str, then: Callable[[], str], otherwise: Callable[[], str], dtype: TensorType, *, name: str
+    ) -> str:
+        """An `If` node: at run time only one of the two is computed.
+
+        Args:
+            condition: value of one bool.
+            then: adds the nodes for true and returns their result.
+            otherwise: likewise for false.
+            dtype: of both results.
+        """
+        branches = {"then_branch": self._branch(then, dtype), "else_branch": self._branch(otherwise, dtype)}
+        return self.op("If", condition, name=name, **branches)
+
+    def _branch(self, body: Callable[[], str], dtype: TensorType) -> onnx.GraphProto:
+        outside, self._nodes = self._nodes, []
+        result = body()
+        inside, self._nodes = self._nodes, outside
+        output = helper.make_tensor_value_info(result, ELEMENT_TYPES[dtype], None)
+        return helper.make_graph(inside, self._unique("branch"), [], [output])
 
     def constant(self, value: float | Sequence[int] | np.ndarray, dtype: TensorType) -> str:
         """A small constant kept inside the graph; equal ones are shared."""
@@ -146,6 +178,9 @@ class GraphBuilder:
             transposed: store `[out, in]` as `[in, out]`.
             rows: use only that many leading rows (`shape` already counts these).
         """
+        if self._lender is not None:
+            self.weights.append(self._lent[source])
+            return source
         end = self.weights[-1].offset + self.weights[-1].bytes if self.weights else 0
         stored = tuple(reversed(shape)) if transposed else tuple(shape)
         offset = -(-end // ALIGNMENT) * ALIGNMENT
@@ -161,8 +196,13 @@ class GraphBuilder:
         return y
 
     @property
+    def owns_weights(self) -> bool:
+        """Whether it has a weights file of its own."""
+        return self._lender is None
+
+    @property
     def weights_file(self) -> str:
-        return f"{self.name}.weights"
+        return f"{self.name}.weights" if self._lender is None else self._lender.weights_file
 
     @property
     def weights_bytes(self) -> int:

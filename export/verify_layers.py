@@ -154,12 +154,17 @@ class LayerByLayer:
                 step_pass[f"past_key_values.{i}.{name}"] = present[:, :, : window.canvas_start]
             step_pass |= piece.run(step_pass)
             stream = piece.outputs[-1]
-            layers.add(alone[stream][:, window.real], layer.hidden, layer.scope, before=before)
-            before = layer.hidden
+            got, after = alone[stream], layer.hidden
+            if i == self._manifest.geometry.language.layers - 1:  # for the chosen rows alone
+                before, after = (rows[:, len(prompt) :] for rows in (before, after))
+            else:
+                got = got[:, window.real]
+            layers.add(got, after, layer.scope, before=before)
+            before = after
             self._progress.advance(piece.bytes)
-        expected = self._reference.logits(before[:, len(prompt) :])
+        expected = self._reference.logits(before)
         head, logits = graph.piece("head"), graph.results["logits"]
-        layers.add(head.run(full_pass | {stream: window.laid_out(before)})[logits], expected, "head")
+        layers.add(head.run({stream: before})[logits], expected, "head")
         full.add(head.run(full_pass)[logits], expected)
         step.add(head.run(step_pass)[logits], expected)
         self._progress.advance(head.bytes)

@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 
 from lladav.bundle import Bundle
-from lladav.errors import OptionError, PromptError
+from lladav.errors import BundleError, OptionError, PromptError
 from lladav.manifest import Manifest
 from lladav.runtime.sessions import NUMPY_TYPES, PADDED, BoundPass, open_session, smallest_fitting
+
+GRAPH = "denoiser_cpu"
+_PAST = "past_key_values."
 
 
 class Denoiser:
@@ -23,7 +26,12 @@ class Denoiser:
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self._manifest = bundle.manifest
-        self._session: Any = open_session(bundle, "denoiser", threads)
+        if GRAPH not in bundle.manifest.graphs and bundle.manifest.precision != "bf16":
+            raise BundleError(
+                f"{bundle.path} has no graph {GRAPH}: an older lladav exported it",
+                cure="export the checkpoint again with `lladav export CHECKPOINT BUNDLE`",
+            )
+        self._session: Any = open_session(bundle, GRAPH, threads)
         self._window: Window | None = None
 
     def window(self, prompts: Sequence[int], canvas: int, rows: int, *, cached: bool = False) -> Window:
@@ -67,7 +75,10 @@ class Window:
     Positions of a window count from the start of the prompt's bucket; the canvas starts at
     `canvas_start` in every sequence, however long its prompt is.
 
+    A refresh writes the prompt's keys and values to the one place where steps read them.
+
     Attributes:
+        size: B, prompt bucket and canvas bucket.
         prompt: `[B, prompt bucket, D]` float32 input rows of the prompts.
         canvas: `[B, canvas bucket, D]` float32 input rows of answer and suffix.
         cached: whether there are buffers for `step`.
@@ -86,28 +97,30 @@ class Window:
         self.canvas = np.zeros((batch, canvas, language.hidden_size), np.float32)
         self._rows = np.zeros(canvas, np.int64)
         self._logits = np.zeros(batch * canvas * language.vocab_rows, np.float32)
-        specs = [s for s in manifest.graphs["denoiser"].inputs if s.name.startswith("past_key_values.")]
-        kinds = {s.name: NUMPY_TYPES[s.dtype] for s in specs}
-        shape = (batch, language.kv_heads, window, language.head_size)
-        present = {n.replace("past_key_values", "present"): np.zeros(shape, kinds[n]) for n in kinds if cached}
-        inputs: dict[str, np.ndarray] = {
+
+        def caches(positions: int) -> dict[str, np.ndarray]:
+            shape = (batch, language.kv_heads, positions, language.head_size)
+            specs = [s for s in manifest.graphs[GRAPH].inputs if s.name.startswith(_PAST)]
+            return {s.name: np.zeros(shape, NUMPY_TYPES[s.dtype]) for s in specs}
+
+        kept = caches(prompt) if cached else {}
+        whole: dict[str, np.ndarray] = {
             "inputs_embeds": self._embeds,
             "position_ids": self._positions,
             "attention_bias": self._bias,
+            "keep": np.array([prompt if cached else 0]),
         }
-        empty = {n: np.zeros((batch, language.kv_heads, 0, language.head_size), kinds[n]) for n in kinds}
-        self._refresh = BoundPass(session, inputs | empty, present)
-        self._prompt_cache: list[tuple[np.ndarray, np.ndarray]] = []
+        present = {name.replace(_PAST, "present."): array for name, array in kept.items()}
+        self._refresh = BoundPass(session, whole | caches(0), present)
         if cached:
-            past = {n: np.zeros((batch, language.kv_heads, prompt, language.head_size), kinds[n]) for n in kinds}
-            self._prompt_cache = [(past[n], present[n.replace("past_key_values", "present")]) for n in kinds]
             self._canvas_positions = np.zeros((batch, canvas), np.int64)
             own: dict[str, np.ndarray] = {
                 "inputs_embeds": self.canvas,
                 "position_ids": self._canvas_positions,
                 "attention_bias": self._bias,
+                "keep": np.array([0]),
             }
-            self._step = BoundPass(session, own | past, {})
+            self._step = BoundPass(session, own | kept, {})
 
     @property
     def canvas_start(self) -> int:
@@ -139,10 +152,7 @@ class Window:
             `[B, R, V]` float32, overwritten by the next pass; the caller may write into it.
         """
         self._embeds[:, self.canvas_start :] = self.canvas
-        logits = self._run(self._refresh, rows)
-        for kept, computed in self._prompt_cache:
-            kept[:] = computed[:, :, : self.canvas_start]
-        return logits
+        return self._run(self._refresh, rows)
 
     def step(self, rows: np.ndarray) -> np.ndarray:
         """The pass over the canvas alone, against what the last refresh kept of the prompt; as `refresh`.

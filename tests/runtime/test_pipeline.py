@@ -188,9 +188,9 @@ def test_other_pillow_is_warned_of(tiny_bundle: Path, monkeypatch: pytest.Monkey
 
 
 def test_graph_that_cannot_be_loaded(bundle_copy: Path) -> None:
-    graph = bundle_copy / "denoiser.onnx"
+    graph = bundle_copy / "denoiser_cpu.onnx"
     graph.write_bytes(b"\0" * graph.stat().st_size)
-    with pytest.raises(BackendError, match=r"denoiser\.onnx.*\n.*--checksums"):
+    with pytest.raises(BackendError, match=r"denoiser_cpu\.onnx.*\n.*--checksums"):
         Pipeline.load(bundle_copy)
     assert Bundle.open(bundle_copy)
 
