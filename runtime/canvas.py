@@ -114,18 +114,36 @@ class Canvas:
         assert self.template is not None
         return self.template.restriction(row, self.ids, self.masked[: self.length])
 
-    def allows(self, row: int, token: int) -> bool:
-        """Whether a row can still be decided so."""
+    def allows(self, row: int) -> bool:
+        """Whether a row can still become what the model picked for it."""
         if self.template is None or row >= self.length:
             return True
         rule = self.restriction(row)
-        return bool((rule.ids == token).any()) == rule.allowed
+        return bool((rule.ids == self.tokens[row]).any()) == rule.allowed
 
-    def commit(self, row: int, token: int) -> None:
-        """Decides a row; a mask token leaves it masked."""
-        self.masked[row] = self._is_mask[token]
-        if row < self.length:
-            self.ids[row] = token
+    def commit(self, rows: np.ndarray) -> np.ndarray:
+        """Decides rows as the model picked; a mask token leaves its row masked.
+
+        Args:
+            rows: `[k]` int64, the best first.
+
+        Returns:
+            Those that were decided: of rows that contradict one another in a template, the first.
+        """
+        if self.template is None:
+            self._decide(rows)
+            return rows
+        decided = []
+        for row in rows:
+            if self.allows(row):
+                self._decide(rows[rows == row])
+                decided.append(row)
+        return np.array(decided, np.int64)
+
+    def _decide(self, rows: np.ndarray) -> None:
+        self.masked[rows] = self._is_mask[self.tokens[rows]]
+        own = rows[rows < self.length]
+        self.ids[own] = self.tokens[own]
 
     def close(self) -> np.ndarray:
         """Fills what needs no deciding because an end stands before it; returns these rows."""

@@ -233,44 +233,40 @@ class DenoisingLoop:
         return chosen
 
     def _commit(self, turn: Turn, rows: np.ndarray) -> np.ndarray:
-        """Decides rows; leaves out those that a better one of the same hole of a template rules out."""
-        canvas = turn.canvas
-        decided = []
-        for row in rows.tolist():
-            if canvas.allows(row, int(canvas.tokens[row])):
-                canvas.commit(row, int(canvas.tokens[row]))
-                self._write(turn.number, row)
-                decided.append(row)
-        for row in canvas.close():
-            self._write(turn.number, row)
-        return np.array(decided, np.int64)
+        """Decides rows, but for those that a better one of the same hole of a template rules out."""
+        decided = turn.canvas.commit(rows)
+        self._write(turn.number, np.concatenate((decided, turn.canvas.close())))
+        return decided
 
     def _commit_rest(self, turn: Turn, chosen: np.ndarray, logits: np.ndarray) -> np.ndarray:
         """Decides everything else, because no further pass fits the deadline."""
         canvas = turn.canvas
         rest = np.setdiff1d(turn.candidates, chosen)
-        forced = []
-        for row in rest[np.argsort(-canvas.confidences[rest], kind="stable")].tolist():
-            if not canvas.masked[row]:
-                continue  # closed by an end that was just committed before it
-            if not canvas.allows(row, int(canvas.tokens[row])):
-                own = logits[np.searchsorted(turn.computed, row)]
-                restrict(own, canvas.restriction(row))
-                canvas.tokens[row] = own.argmax()
-            forced.extend(self._commit(turn, np.array([row])).tolist())
-        return np.array(forced, np.int64)
+        rest = rest[np.argsort(-canvas.confidences[rest], kind="stable")]
+        if canvas.template is None:
+            return self._commit(turn, rest)
+        forced = [rest[:0]]
+        for row in rest:
+            if canvas.masked[row]:  # else closed by an end that was just committed before it
+                if not canvas.allows(row):
+                    own = logits[np.searchsorted(turn.computed, row)]
+                    restrict(own, canvas.restriction(row))
+                    canvas.tokens[row] = own.argmax()
+                forced.append(self._commit(turn, np.array([row])))
+        return np.concatenate(forced)
 
-    def _write(self, number: int, row: int) -> None:
+    def _write(self, number: int, rows: np.ndarray) -> None:
         """Gives the model what was decided; the unconditional sequence of guidance keeps its masked prompt."""
-        canvas = self.canvases[number]
-        window = self._window
-        if row < canvas.length:
-            self._table.gather(canvas.ids[row : row + 1], window.canvas[number, row : row + 1])
-            if self._guided:
-                window.canvas[len(self.canvases) + number, row] = window.canvas[number, row]
-        else:
-            place = len(self._request.prompts[number]) + canvas.positions[row]
-            self._table.gather(canvas.tokens[row : row + 1], window.prompt[number, place : place + 1])
+        canvas, window = self.canvases[number], self._window
+        own = rows[rows < canvas.length]
+        embeds = self._table.gather(canvas.ids[own])
+        window.canvas[number, own] = embeds
+        if self._guided:
+            window.canvas[len(self.canvases) + number, own] = embeds
+        if len(own) < len(rows):
+            inside = rows[rows >= canvas.length]
+            places = len(self._request.prompts[number]) + canvas.positions[inside]
+            window.prompt[number, places] = self._table.gather(canvas.tokens[inside])
 
     def _event(
         self, turn: Turn, kind: PassKind, chosen: np.ndarray, forced: np.ndarray, ms: float, graph_ms: float
