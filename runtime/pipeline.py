@@ -218,7 +218,7 @@ class Pipeline:
                 self.denoiser,
                 self.pictures,
                 asked.pictures,
-                prompt=min(asked.positions, self.bundle.manifest.max_prompt),
+                prompt=self._kept(asked),
                 canvas=plan.schedule.gen_length + len(plan.suffix),
                 copies=2 if config.cfg_scale > 0 else 1,
                 began=began,
@@ -267,9 +267,13 @@ class Pipeline:
         """Numbers of the questions that can be computed side by side: same bucket, same stops."""
         groups: dict[object, list[int]] = {}
         for number, one in asked.items():
-            bucket = smallest_fitting(self.bundle.manifest.buckets.prompt, one.positions)
+            bucket = smallest_fitting(self.bundle.manifest.buckets.prompt, self._kept(one))
             groups.setdefault((bucket, one.stops), []).append(number)
         return list(groups.values())
+
+    def _kept(self, asked: _Asked) -> int:
+        """Positions of the prompt after `merge_prompt`, which cuts only prompts with pictures."""
+        return min(asked.positions, self.bundle.manifest.max_prompt) if asked.pictures else asked.positions
 
     def _loop(self, asked: Sequence[_Asked], plan: Plan, pacer: Pacer | None) -> DenoisingLoop:
         prompts = []

@@ -259,7 +259,8 @@ def _print_timings(answer: Answer, loading: float) -> None:
         if stage == "denoise" and answer.steps:
             note = f"{_passes(answer)} ({answer.knobs.preset})"
         elif stage == "preprocess" and answer.tiles:
-            note = f"{sum(answer.tiles)} crops, {sum(answer.image_tokens):,} tokens"
+            crops = sum(answer.tiles)
+            note = f"{crops} crop{'s' if crops > 1 else ''}, {sum(answer.image_tokens):,} tokens"
         elif stage == "feature_cache" and answer.reused_pictures:
             note = f"{answer.reused_pictures} of {len(answer.tiles)} pictures known from before"
         elif stage == "warm_up":

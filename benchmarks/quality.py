@@ -1,0 +1,248 @@
+"""What presets, refresh intervals and selectors keep of the answers, and what they save.
+
+Asks the demo checkpoint the same questions about held-out drawings under every setting and
+compares the answers with the right ones. Accuracy is an exact match of the whole answer.
+
+Repetition, on tokens up to the end of the answer (arXiv 2601.20520 for the first two, Welleck et
+al. 2019 for the third): ARR is the share of tokens equal to the one before, SRR the share of answers that have
+such a token, seq-rep-n the share of n-grams of an answer that occurred in it before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.demo_checkpoint import questions
+from benchmarks.demo_checkpoint.drawings import Style, Thing, load_style, load_things
+from benchmarks.demo_checkpoint.evaluate import paste
+from lladav.runtime import Answer, GenerationConfig, Pipeline
+from lladav.runtime.presets import PRESETS
+
+CELL = 96
+GATES = {"quality": 0.3, "balanced": 1.0}
+"""Points of accuracy that a preset may lose against `exact`."""
+
+INTERVALS = (1, 2, 4, 8, 32, 0)
+SELECTORS: dict[str, dict[str, Any]] = {
+    "fixed": {},
+    "threshold 0.9": {"selector": "threshold"},
+    "factor 1": {"selector": "factor"},
+    "frechet 0.2": {"selector": "frechet"},
+    "entropy 0.1": {"selector": "entropy"},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question about a held-out drawing, with the one right answer."""
+
+    style: str
+    type: str
+    text: str
+    answer: str
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One setting over all cases.
+
+    Attributes:
+        right: share of exact matches.
+        by_type: the same by type of question.
+        nfe: passes of the denoiser per answer.
+        refreshes: of which over prompt and canvas.
+        tokens_per_pass: tokens up to the end of the answer, its end included, over passes.
+        ms: mean milliseconds of denoising per answer.
+        arr: see the module.
+        srr: see the module.
+        seq_rep: for n = 2, 3, 4.
+        image_tokens: mean per picture.
+    """
+
+    right: float
+    by_type: dict[str, float]
+    nfe: float
+    refreshes: float
+    tokens_per_pass: float
+    ms: float
+    arr: float
+    srr: float
+    seq_rep: tuple[float, float, float]
+    image_tokens: float
+
+
+def make_cases(styles: Sequence[Style], things: dict[str, Thing], count: int) -> list[Case]:
+    """`count` questions per style: half of them for names, the rest of all types that one drawing or several allow."""
+    cases = []
+    for style in styles:
+        rng = random.Random(0)
+        picked = [i for i, code in enumerate(style.codes) if things[code].concrete]
+        others = [things[style.codes[i]] for i in picked]
+        for number in range(count):
+            kind = ("name", "single", "name", "composed")[number % 4]
+            if kind == "composed":
+                columns, rows = rng.choice([(2, 1), (1, 2), (2, 2)])
+                chosen = rng.sample(picked, columns * rows)
+                asked = questions.ask_composed([things[style.codes[i]] for i in chosen], columns, rows, rng, others)
+                image = paste([style.pixels[i] for i in chosen], columns, CELL)
+            else:
+                one = rng.choice(picked)
+                thing, colour = things[style.codes[one]], questions.main_colour(style.pixels[one])
+                asked = questions.name_question(thing)
+                while kind == "single" and asked.type == "name":
+                    asked = questions.ask_single(thing, colour, others, rng)
+                image = paste([style.pixels[one]], 1, CELL)
+            cases.append(Case(style.name, asked.type, asked.text, asked.answer, image))
+    return cases
+
+
+def repetition(answers: Iterable[Sequence[int]]) -> tuple[float, float, tuple[float, float, float]]:
+    """ARR, SRR and seq-rep-2, -3, -4 of answers as token ids."""
+    adjacent, pairs, repeating, total = 0, 0, 0, 0
+    shares: dict[int, list[float]] = {2: [], 3: [], 4: []}
+    for ids in answers:
+        equal = sum(a == b for a, b in itertools.pairwise(ids))
+        adjacent, pairs, repeating, total = adjacent + equal, pairs + len(ids), repeating + (equal > 0), total + 1
+        for n, found in shares.items():
+            grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
+            found.append(1 - len(set(grams)) / len(grams) if grams else 0.0)
+    means = tuple(float(np.mean(found)) if found else 0.0 for found in shares.values())
+    return adjacent / max(pairs, 1), repeating / max(total, 1), (means[0], means[1], means[2])
+
+
+def measure(pipe: Pipeline, cases: Sequence[Case], config: GenerationConfig) -> Measured:
+    """Asks every question once."""
+    answers = [pipe.generate(case.text, images=[case.image], config=config) for case in cases]
+    right = np.array([a.text.strip() == c.answer for a, c in zip(answers, cases, strict=True)])
+    types = np.array([case.type for case in cases])
+    arr, srr, seq_rep = repetition(answer.token_ids for answer in answers)
+    passes = np.array([len(answer.steps) for answer in answers])
+    return Measured(
+        right=float(right.mean()),
+        by_type={str(t): float(right[types == t].mean()) for t in np.unique(types)},
+        nfe=float(passes.mean()),
+        refreshes=float(np.mean([answer.passes["refresh"] for answer in answers])),
+        tokens_per_pass=sum(map(_length, answers)) / int(passes.sum()),
+        ms=float(np.mean([answer.timings_ms["denoise"] for answer in answers])),
+        arr=arr,
+        srr=srr,
+        seq_rep=seq_rep,
+        image_tokens=float(np.mean([sum(answer.image_tokens) for answer in answers])),
+    )
+
+
+def _length(answer: Answer) -> int:
+    """Tokens up to the stop, the stop included where there is one."""
+    return len(answer.token_ids) + (answer.finish_reason == "stop")
+
+
+def settings() -> dict[str, GenerationConfig]:
+    """Presets first, then every selector at every refresh interval, then what pictures may be cut down to."""
+    out = {f"preset {name}": GenerationConfig(preset=name) for name in PRESETS}
+    for label, options in SELECTORS.items():
+        for interval in INTERVALS:
+            preset: Any = "exact" if label == "fixed" else "balanced"
+            out[f"R={interval or 'inf'}, {label}"] = GenerationConfig(
+                preset=preset, refresh_interval=interval, **options
+            )
+    for label, view in (
+        ("2x1", {"max_grid": (2, 1)}),
+        ("1x1", {"max_grid": (1, 1)}),
+        ("single view", {"view": "single"}),
+    ):
+        out[f"balanced, {label}"] = GenerationConfig(preset="balanced", **view)  # type: ignore[arg-type]
+    return out
+
+
+def table(results: dict[str, Measured]) -> str:
+    """The results as a Markdown table."""
+    exact = results["preset exact"].right
+    lines = [
+        "| setting | right | against exact, points | passes (of which refreshes) | tokens per pass | denoising ms "
+        "| image tokens | ARR | SRR | seq-rep-2 / 3 / 4 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, m in results.items():
+        reps = " / ".join(f"{share:.3f}" for share in m.seq_rep)
+        lines.append(
+            f"| {name} | {m.right:.3f} | {100 * (m.right - exact):+.1f} | {m.nfe:.1f} ({m.refreshes:.1f}) "
+            f"| {m.tokens_per_pass:.2f} | {m.ms:.1f} | {m.image_tokens:.0f} | {m.arr:.3f} | {m.srr:.3f} | {reps} |"
+        )
+    return "\n".join(lines)
+
+
+def types_table(results: dict[str, Measured], cases: Sequence[Case]) -> str:
+    """Accuracy of the presets by type of question."""
+    types = sorted({case.type for case in cases})
+    presets = [name for name in results if name.startswith("preset ")]
+    lines = [
+        "| type | asked | " + " | ".join(name.split()[1] for name in presets) + " |",
+        "|---" * (len(presets) + 2) + "|",
+    ]
+    for type_ in types:
+        count = sum(case.type == type_ for case in cases)
+        shares = " | ".join(f"{results[name].by_type[type_]:.3f}" for name in presets)
+        lines.append(f"| {type_} | {count} | {shares} |")
+    return "\n".join(lines)
+
+
+def gates(results: dict[str, Measured]) -> list[str]:
+    """One line for every gate, with its verdict."""
+    exact = results["preset exact"].right
+    out = []
+    for name, points in GATES.items():
+        lost = 100 * (exact - results[f"preset {name}"].right)
+        verdict = "kept" if lost <= points else "**broken**"
+        out.append(f"- `{name}` loses {lost:.2f} points against `exact`; at most {points} are allowed: {verdict}.")
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", type=Path, required=True, help="the demo checkpoint's, in fp32")
+    parser.add_argument("--data", type=Path, required=True, help="the node_modules folder")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for rendered drawings")
+    parser.add_argument("--out", type=Path, required=True, help="Markdown file")
+    parser.add_argument("--json", type=Path, help="the figures")
+    parser.add_argument("--count", type=int, default=600, help="questions per style")
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    things = load_things(args.data)
+    styles = [load_style(args.data, name, args.cache) for name in ("twemoji", "openmoji")]
+    cases = make_cases(styles, things, args.count)
+    pipe = Pipeline.load(args.bundle, args.threads, feature_cache_bytes=4 << 30)
+    results = {}
+    for name, config in settings().items():
+        results[name] = measure(pipe, cases, config)
+        print(name, json.dumps(asdict(results[name])), flush=True)
+    parts = [
+        "# Quality of presets",
+        f"Written by `benchmarks/quality.py`: {len(cases)} questions about held-out drawings (twemoji, openmoji), "
+        f"every setting on all of them, canvas of {pipe.bundle.manifest.generation.gen_length} tokens. Right is an "
+        "exact match of the whole answer. The demo checkpoint is a toy; what holds for it need not hold for LLaDA-V.",
+        "## Gates",
+        "\n".join(gates(results)),
+        "## Settings",
+        table(results),
+        "## Presets by type of question",
+        types_table(results, cases),
+    ]
+    args.out.write_text("\n\n".join(parts) + "\n", "utf-8")
+    if args.json:
+        figures = {name: asdict(measured) for name, measured in results.items()}
+        args.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
