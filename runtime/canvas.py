@@ -65,6 +65,7 @@ class Canvas:
         self.tokens = np.full(len(self.positions), tokens.mask, np.int64)
         self.confidences = np.zeros(len(self.positions), np.float64)
         self.entropies = np.zeros(len(self.positions), np.float64)
+        self._settled: dict[str, str] = {}
         self.block = 0
         self._end = schedule.block_length
 
@@ -162,9 +163,11 @@ class Canvas:
         """What stands in the holes of a template that have settled, by name."""
         if self.template is None:
             return {}
-        masked = self.masked[: self.length]
-        settled = (hole for hole in self.template.holes if self.template.settled(hole, self.ids, masked))
-        return {hole.name: self.template.hole_text(hole, self.ids) for hole in settled}
+        for hole in self.template.holes:
+            # What has settled stays, and `close` leaves no mask behind the end of a hole.
+            if hole.name not in self._settled and not self.masked[hole.span].any():
+                self._settled[hole.name] = self.template.hole_text(hole, self.ids)
+        return dict(self._settled)
 
     def provisional(self) -> tuple[int, ...]:
         """The canvas with what the model last picked where nothing is committed yet."""
