@@ -9,47 +9,69 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from lladav.export.onnx_graph import GraphBuilder
+from lladav.manifest import TensorType
 
 
 class KeyValues(NamedTuple):
-    """Names of keys and values `[B, H_kv, positions, Dh]` in the compute type."""
+    """Names of keys and values `[B, H_kv, positions, Dh]`."""
 
     key: str
     value: str
 
 
-class JointAttention:
-    """Joins keys and values, and multiplies once."""
+class _Attention:
+    """Softmax with bias in float32, between products of another type.
 
-    def __init__(self, b: GraphBuilder, bias: str) -> None:
+    Args:
+        b: the graph.
+        bias: float32 `[B, 1, 1, C + W]`.
+        kind: type of query, keys, values and result.
+    """
+
+    def __init__(self, b: GraphBuilder, bias: str, kind: TensorType) -> None:
         self._b = b
         self._bias = bias
+        self._kind = kind
+
+    def _scores(self, query: str, keys: str) -> str:
+        return self._b.op("MatMul", query, self._b.op("Transpose", keys, perm=[0, 1, 3, 2]), name="scores")
+
+    def _softmax(self, scores: str) -> str:
+        biased = self._b.op("Add", self._b.cast(scores, "float32", self._kind), self._bias, name="mask")
+        return self._b.cast(self._b.op("Softmax", biased, axis=-1), self._kind, "float32")
+
+
+class JointAttention(_Attention):
+    """Joins keys and values, and multiplies once."""
 
     def __call__(self, query: str, past: KeyValues, window: KeyValues) -> str:
         """Mixed values `[B, H, rows, Dh]`.
 
         Args:
-            query: `[B, H, rows, Dh]` in the compute type, scaled; H and rows may be H_kv and a
-                multiple of the rows.
+            query: `[B, H, rows, Dh]`, scaled; H and rows may be H_kv and a multiple of the rows.
+            past: of C positions.
+            window: of W positions.
         """
         b = self._b
         keys = b.op("Concat", past.key, window.key, axis=2, name="keys")
         values = b.op("Concat", past.value, window.value, axis=2, name="values")
-        weights = _softmax(b, _scores(b, query, keys), self._bias)
-        return b.op("MatMul", weights, values, name="mix")
+        return b.op("MatMul", self._softmax(self._scores(query, keys)), values, name="mix")
 
 
-class SplitAttention:
+class SplitAttention(_Attention):
     """Reads the past where it lies: only scores are joined, and without a past nothing is.
 
     A step copies in this form `rows` numbers per head and past position twice, instead of the
     position's key and value, which lie in main memory.
+
+    Args:
+        b, bias, kind: see `_Attention`.
+        window_rows: a value whose second dimension is the window.
+        past: of any layer.
     """
 
-    def __init__(self, b: GraphBuilder, bias: str, window_rows: str, past: KeyValues) -> None:
-        """`window_rows` has the window as its second dimension; `past` is that of any layer."""
-        self._b = b
-        self._bias = bias
+    def __init__(self, b: GraphBuilder, bias: str, kind: TensorType, window_rows: str, past: KeyValues) -> None:
+        super().__init__(b, bias, kind)
         with b.scope("parts"):
             length = b.op("Shape", past.key, start=2, end=3, name="past")
             window = b.op("Shape", window_rows, start=1, end=2, name="window")
@@ -60,29 +82,18 @@ class SplitAttention:
         """As `JointAttention`."""
 
         def alone() -> str:
-            weights = _softmax(self._b, _scores(self._b, query, window.key), self._bias)
+            weights = self._softmax(self._scores(query, window.key))
             return self._b.op("MatMul", weights, window.value, name="mix")
 
         def both() -> str:
             return self._two_parts(query, past, window)
 
-        return self._b.choose(self._no_past, alone, both, self._b.compute, name="attend")
+        return self._b.choose(self._no_past, alone, both, self._kind, name="attend")
 
     def _two_parts(self, query: str, past: KeyValues, window: KeyValues) -> str:
         b = self._b
-        scores = [_scores(b, query, part.key) for part in (past, window)]
-        weights = _softmax(b, b.op("Concat", *scores, axis=3, name="all_scores"), self._bias)
+        scores = [self._scores(query, part.key) for part in (past, window)]
+        weights = self._softmax(b.op("Concat", *scores, axis=3, name="all_scores"))
         parts = b.split_at(weights, self._sizes, 2, axis=3)
         mixed = [b.op("MatMul", w, part.value, name="mix") for w, part in zip(parts, (past, window), strict=True)]
-        wide = [b.cast(part, "float32", b.compute) for part in mixed]
-        return b.cast(b.op("Add", *wide, name="mixed"), b.compute, "float32")
-
-
-def _scores(b: GraphBuilder, query: str, keys: str) -> str:
-    return b.op("MatMul", query, b.op("Transpose", keys, perm=[0, 1, 3, 2]), name="scores")
-
-
-def _softmax(b: GraphBuilder, scores: str, bias: str) -> str:
-    """In float32, with the bias added."""
-    biased = b.op("Add", b.cast(scores, "float32", b.compute), bias, name="mask")
-    return b.cast(b.op("Softmax", biased, axis=-1), b.compute, "float32")
+        return b.op("Add", *mixed, name="mixed")

@@ -43,8 +43,8 @@ def denoiser(g: LanguageGeometry, compute: TensorType) -> GraphBuilder:
             stream and the logits are float32.
     """
     b = GraphBuilder("denoiser", compute)
-    inputs = _inputs(b, g)
-    present = _language_model(b, g, inputs, JointAttention(b, inputs.bias))
+    inputs = _inputs(b, g, compute)
+    present = _language_model(b, g, inputs, JointAttention(b, inputs.bias, compute))
     window = ("batch", g.kv_heads, "window", g.head_size)
     for i, (key, value) in enumerate(present):
         b.output(key, f"present.{i}.key", compute, window)
@@ -57,21 +57,27 @@ def denoiser_cpu(g: LanguageGeometry, compute: TensorType, joint: GraphBuilder) 
 
     Past keys and values are read where they lie. Of the window's own only the first are
     returned: `keep` `[1]` int64 says how many, so that a refresh writes the prompt's straight to
-    where the next steps read them; `present.N.{key,value}` are `[B, H_kv, keep, Dh]`.
+    where the next steps read them; `present.N.{key,value}` are `[B, H_kv, keep, Dh]`. They are
+    float32, because that is what ONNX Runtime multiplies on the CPU: from float16 it would widen
+    all of them in every step.
     """
     b = GraphBuilder("denoiser_cpu", compute, weights_of=joint)
-    inputs = _inputs(b, g)
+    inputs = _inputs(b, g, "float32")
     keep = b.input("keep", "int64", (1,))
-    present = _language_model(b, g, inputs, SplitAttention(b, inputs.bias, inputs.embeds, inputs.past[0]))
+    attend = SplitAttention(b, inputs.bias, "float32", inputs.embeds, inputs.past[0])
+    present = _language_model(b, g, inputs, attend)
     kept = ("batch", g.kv_heads, "keep", g.head_size)
     for i, parts in enumerate(present):
         for name, part in parts._asdict().items():
             first = b.op("Slice", part, b.constant([0], "int64"), keep, b.constant([2], "int64"), name="kept")
-            b.output(first, f"present.{i}.{name}", compute, kept)
+            b.output(first, f"present.{i}.{name}", "float32", kept)
     return b
 
 
 class _Inputs(NamedTuple):
+    """Names of the graph's inputs; `cache` is the type of `past`."""
+
+    cache: TensorType
     embeds: str
     positions: str
     bias: str
@@ -83,15 +89,16 @@ class _Attend(Protocol):
     def __call__(self, query: str, past: KeyValues, window: KeyValues) -> str: ...
 
 
-def _inputs(b: GraphBuilder, g: LanguageGeometry) -> _Inputs:
-    cache = ("batch", g.kv_heads, "past", g.head_size)
+def _inputs(b: GraphBuilder, g: LanguageGeometry, cache: TensorType) -> _Inputs:
+    shape = ("batch", g.kv_heads, "past", g.head_size)
     return _Inputs(
+        cache=cache,
         embeds=b.input("inputs_embeds", "float32", ("batch", "window", g.hidden_size)),
         positions=b.input("position_ids", "int64", ("batch", "window")),
         bias=b.input("attention_bias", "float32", ("batch", 1, 1, "keys")),
         rows=b.input("rows", "int64", ("rows",)),
         past=[
-            KeyValues(*(b.input(f"past_key_values.{i}.{part}", b.compute, cache) for part in KeyValues._fields))
+            KeyValues(*(b.input(f"past_key_values.{i}.{part}", cache, shape) for part in KeyValues._fields))
             for i in range(g.layers)
         ],
     )
@@ -115,9 +122,9 @@ def _language_model(b: GraphBuilder, g: LanguageGeometry, inputs: _Inputs, atten
                 if i == g.layers - 1:
                     x, rows = (b.op("Gather", value, inputs.rows, axis=1, name="rows") for value in (x, h))
                     rotary_of_rows = _Rotary(*(b.op("Gather", t, inputs.rows, axis=2, name="rows") for t in rotary))
-                query = _query(b, rows, f"{prefix}.self_attn", g, rotary_of_rows)
-                present.append(_key_values(b, h, f"{prefix}.self_attn", g, rotary))
-                mixed = attend(query, inputs.past[i], present[i])
+                query = b.cast(_query(b, rows, f"{prefix}.self_attn", g, rotary_of_rows), inputs.cache, "float32")
+                present.append(_key_values(b, h, f"{prefix}.self_attn", g, rotary, inputs.cache))
+                mixed = b.cast(attend(query, inputs.past[i], present[i]), "float32", inputs.cache)
                 x = b.op("Add", x, _attention_output(b, mixed, f"{prefix}.self_attn", g), name="residual")
             with b.scope("mlp"):
                 h = b.cast(_rms_norm(b, x, f"{prefix}.post_attention_layernorm", g), b.compute, "float32")
@@ -181,27 +188,29 @@ def _heads(b: GraphBuilder, h: str, source: str, heads: int, g: LanguageGeometry
 
 
 def _query(b: GraphBuilder, h: str, source: str, g: LanguageGeometry, rotary: _Rotary) -> str:
-    """`[B, H_kv, rows, Dh]` in the compute type; heads that share keys become further rows."""
+    """`[B, H_kv, rows, Dh]` float32; heads that share keys become further rows."""
     q = _rotate(b, b.cast(_heads(b, h, f"{source}.q_proj", g.heads, g), "float32", b.compute), rotary)
     # Scaling before the product keeps its float16 result small.
-    q = b.cast(b.op("Mul", q, b.constant(g.head_size**-0.5, "float32"), name="scale"), b.compute, "float32")
+    q = b.op("Mul", q, b.constant(g.head_size**-0.5, "float32"), name="scale")
     if g.heads > g.kv_heads:
         q = b.op("Reshape", q, b.constant([0, g.kv_heads, -1, g.head_size], "int64"))
     return q
 
 
-def _key_values(b: GraphBuilder, h: str, source: str, g: LanguageGeometry, rotary: _Rotary) -> KeyValues:
+def _key_values(
+    b: GraphBuilder, h: str, source: str, g: LanguageGeometry, rotary: _Rotary, cache: TensorType
+) -> KeyValues:
     key, value = (_heads(b, h, f"{source}.{p}_proj", g.kv_heads, g) for p in ("k", "v"))
-    return KeyValues(b.cast(_rotate(b, b.cast(key, "float32", b.compute), rotary), b.compute, "float32"), value)
+    key = _rotate(b, b.cast(key, "float32", b.compute), rotary)
+    return KeyValues(b.cast(key, cache, "float32"), b.cast(value, cache, b.compute))
 
 
 def _attention_output(b: GraphBuilder, mixed: str, source: str, g: LanguageGeometry) -> str:
-    """Mixed values, shaped as a query, to `[B, rows, D]` float32."""
+    """Mixed values float32, shaped as a query, to `[B, rows, D]` float32."""
     if g.heads > g.kv_heads:
         mixed = b.op("Reshape", mixed, b.constant([0, g.heads, -1, g.head_size], "int64"))
     width = g.heads * g.head_size
     rows = b.op("Reshape", b.op("Transpose", mixed, perm=[0, 2, 1, 3]), b.constant([0, 0, width], "int64"))
-    rows = b.cast(rows, "float32", b.compute)
     return _into_residual(b, rows, f"{source}.o_proj", (g.hidden_size, width), "o_proj")
 
 
