@@ -95,18 +95,18 @@ def write_checkpoint(out: Path, layers: int, vision_layers: int, progress: Calla
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _write_shard(out / file, {name: shapes[name] for name in names}, progress)
         where.update(dict.fromkeys(names, file))
-    _write_json(
+    write_json(
         out / "model.safetensors.index.json",
         {"metadata": {"total_size": total_bytes(geometry)}, "weight_map": where},
     )
-    _write_json(out / "config.json", _config(geometry))
+    write_json(out / "config.json", _config(geometry))
     if vision_layers != VISION_LAYERS:
         tower = out / TOWER_NAME
         tower.mkdir()
-        _write_json(
+        write_json(
             tower / "config.json", {"model_type": "siglip", "vision_config": {"num_hidden_layers": vision_layers + 1}}
         )
-    _write_tokenizer(out)
+    write_tokenizer(out)
 
 
 def total_bytes(geometry: Geometry) -> int:
@@ -230,7 +230,7 @@ def _config(geometry: Geometry) -> dict[str, Any]:
     }
 
 
-def _write_tokenizer(out: Path) -> None:
+def write_tokenizer(out: Path) -> None:
     """Text becomes single bytes; the other base tokens hold their ids and never occur."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -242,7 +242,7 @@ def _write_tokenizer(out: Path) -> None:
         for n in range(BASE_TOKENS, TOKENS)
     ]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    _write_json(
+    write_json(
         out / "tokenizer.json",
         {
             "version": "1.0",
@@ -256,7 +256,7 @@ def _write_tokenizer(out: Path) -> None:
             "model": {"type": "BPE", "dropout": None, "unk_token": None, "vocab": vocab, "merges": []},
         },
     )
-    _write_json(
+    write_json(
         out / "tokenizer_config.json",
         {
             "add_bos_token": False,
@@ -270,7 +270,8 @@ def _write_tokenizer(out: Path) -> None:
     )
 
 
-def _write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object) -> None:
+    """Readable JSON."""
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1), "utf-8")
 
 
