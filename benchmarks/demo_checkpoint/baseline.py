@@ -38,25 +38,35 @@ def features(drawing: np.ndarray) -> np.ndarray:
     return np.concatenate([v / (np.linalg.norm(v) + 1e-6) for v in (hog, small)]).astype(np.float32)
 
 
-def _concrete(style: Style, things: dict[str, Thing]) -> tuple[np.ndarray, list[str]]:
+Described = tuple[np.ndarray, list[str]]
+"""Features `[N, F]` and code points of N drawings."""
+
+
+def concrete(style: Style, things: dict[str, Thing]) -> Described:
+    """The concrete drawings of a style."""
     picked = [i for i, code in enumerate(style.codes) if things[code].concrete]
     return np.stack([features(style.pixels[i]) for i in picked]), [style.codes[i] for i in picked]
 
 
-def evaluate(root: Path, cache: Path, bank_styles: tuple[str, ...], test_style: str) -> dict[str, float]:
-    """Top-1 and top-5 share of `test_style`; the bank is every concrete drawing of `bank_styles`."""
-    things = load_things(root)
-    bank = [_concrete(load_style(root, style, cache), things) for style in bank_styles]
+def top_five(bank: list[Described], asked: Described) -> dict[str, float]:
+    """Share of `asked` whose class is the nearest, or among the five nearest, in the bank."""
     rows = np.concatenate([x for x, _ in bank])
     codes = np.array([c for _, style_codes in bank for c in style_codes])
-    queries, answers = _concrete(load_style(root, test_style, cache), things)
+    queries, answers = asked
     top1 = top5 = 0
     for similarity, answer in zip(queries @ rows.T, answers, strict=True):
         # The five nearest classes, not drawings: one class may hold several of the nearest.
         ranked = list(dict.fromkeys(codes[np.argsort(-similarity)[:60]]))[:5]
         top1 += ranked[0] == answer
         top5 += answer in ranked
-    return {"classes": len(answers), "top1": top1 / len(answers), "top5": top5 / len(answers)}
+    return {"asked": len(answers), "top1": top1 / len(answers), "top5": top5 / len(answers)}
+
+
+def evaluate(root: Path, cache: Path, bank_styles: tuple[str, ...], test_style: str) -> dict[str, float]:
+    """Top-1 and top-5 share of `test_style`; the bank is every concrete drawing of `bank_styles`."""
+    things = load_things(root)
+    bank = [concrete(load_style(root, style, cache), things) for style in bank_styles]
+    return top_five(bank, concrete(load_style(root, test_style, cache), things))
 
 
 def main() -> None:

@@ -156,7 +156,7 @@ def _render_svg(collection: dict[str, Any], icon: str, size: int) -> Image.Image
     return Image.open(io.BytesIO(raw)).convert("RGBA")
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
+def square(image: Image.Image, size: int) -> Image.Image:
     """Centres a drawing on a transparent square without changing its aspect ratio."""
     image = image.convert("RGBA")
     if image.size == (size, size):
@@ -183,10 +183,10 @@ def draw(root: Path, style: str, codes: list[str], size: int) -> dict[str, Image
     if style == "fluent-emoji-3d":
         folder = root / "@lobehub" / "fluent-emoji-3d" / "assets"
         files = {_code(path.stem): path for path in sorted(folder.glob("*.webp"))}
-        return {code: _square(Image.open(files[code]), size) for code in codes if code in files}
+        return {code: square(Image.open(files[code]), size) for code in codes if code in files}
     collection = _read(root / "@iconify-json" / style / "icons.json")
     icons = _icons(root, style)
-    return {code: _square(_render_svg(collection, icons[code], size), size) for code in codes if code in icons}
+    return {code: square(_render_svg(collection, icons[code], size), size) for code in codes if code in icons}
 
 
 def load_style(root: Path, style: str, cache: Path, size: int = RENDER_SIZE) -> Style:

@@ -22,10 +22,10 @@ from torch import Tensor
 from benchmarks.demo_checkpoint import questions
 from benchmarks.demo_checkpoint.checkpoint import load_checkpoint
 from benchmarks.demo_checkpoint.drawings import HELD_OUT_STYLES, TRAIN_STYLES, Style, Thing, load_style, load_things
+from benchmarks.demo_checkpoint.language import Answerer, answer_logits
 from benchmarks.demo_checkpoint.questions import Question
 from benchmarks.demo_checkpoint.sizes import CANVAS, PINPOINTS, VISION
 from benchmarks.demo_checkpoint.tokenizer import SUPPRESSED
-from benchmarks.demo_checkpoint.train_answers import Answerer, answer_logits
 from lladav.manifest import Preprocessing
 from lladav.runtime.images import pixel_values, preprocess
 from lladav.runtime.merge import apply, merge_plan
@@ -141,7 +141,7 @@ def names(model: Model, style: Style, things: dict[str, Thing], cell: int, limit
 
 
 def singles(model: Model, style: Style, things: dict[str, Thing], cell: int, count: int) -> dict[str, Any]:
-    """Kind, colour and yes-no questions, `count` of each, about single drawings."""
+    """Kind, colour, yes-no questions and descriptions, `count` of each, about single drawings."""
     rng = random.Random(1)
     picked = [i for i, code in enumerate(style.codes) if things[code].concrete]
     others = [things[style.codes[i]] for i in picked]
@@ -149,6 +149,7 @@ def singles(model: Model, style: Style, things: dict[str, Thing], cell: int, cou
         "kind": lambda t, _: Question("kind", "What kind of thing is this?", questions.kind_of(t)),
         "colour": lambda _, p: Question("colour", "What is its main color?", questions.main_colour(p)),
         "yes-no": lambda t, _: questions.ask_yes_no(t, others, rng),
+        "describe": lambda t, p: questions.description(t, questions.main_colour(p)),
     }
     out = {}
     for type_, make in makers.items():
@@ -159,13 +160,13 @@ def singles(model: Model, style: Style, things: dict[str, Thing], cell: int, cou
 
 
 def composed(model: Model, style: Style, things: dict[str, Thing], cell: int, count: int) -> dict[str, Any]:
-    """Place, relation, count and "is there" questions, `count` of each, by arrangement."""
+    """Place, relation, list, "is there" and count questions, `count` of each, by arrangement."""
     rng = random.Random(2)
     picked = [i for i, code in enumerate(style.codes) if things[code].concrete]
     others = [things[style.codes[i]] for i in picked]
     out: dict[str, Any] = {}
     for (columns, rows), label in COMPOSED:
-        for type_ in ("place", "relation", "count", "there"):
+        for type_ in questions.COMPOSED_TYPES:
             images, asked = [], []
             for _ in range(count):
                 cells = rng.sample(picked, columns * rows)

@@ -10,6 +10,9 @@ import numpy as np
 from benchmarks.demo_checkpoint.drawings import Thing
 
 NUMBERS = ("zero", "one", "two", "three", "four")
+YES_NO = ("yes", "no")
+SINGLE_TYPES = ("name", "kind", "colour", "yes-no", "describe", "count")
+COMPOSED_TYPES = ("place", "relation", "list", "there", "count")
 
 # Kinds as a person would say them; a subgroup that is not listed keeps its last word(s).
 _KINDS = {
@@ -64,7 +67,7 @@ class Question:
     """One question.
 
     Attributes:
-        type: name, kind, colour, yes-no, count, place or relation.
+        type: name, kind, colour, yes-no, describe, count, place, relation, list or there.
         text: what is asked, without the image mark.
         answer: the only answer that counts as right.
     """
@@ -106,17 +109,25 @@ def name_question(thing: Thing) -> Question:
     return Question("name", "What is this?", thing.name)
 
 
+def description(thing: Thing, colour: str) -> Question:
+    """Everything about a picture of one drawing, in one answer of eight tokens."""
+    answer = f"{with_article(thing.name)}, {with_article(kind_of(thing))}, mostly {colour}"
+    return Question("describe", "Describe this.", answer)
+
+
 def ask_single(thing: Thing, colour: str, others: list[Thing], rng: random.Random) -> Question:
-    """A question about a picture of one drawing; mostly its name."""
-    draw = rng.random()
-    if draw < 0.64:
+    """A question about a picture of one drawing."""
+    type_ = rng.choices(SINGLE_TYPES, (24, 16, 16, 20, 20, 4))[0]
+    if type_ == "name":
         return name_question(thing)
-    if draw < 0.75:
+    if type_ == "kind":
         return Question("kind", "What kind of thing is this?", kind_of(thing))
-    if draw < 0.85:
+    if type_ == "colour":
         return Question("colour", "What is its main color?", colour)
-    if draw < 0.97:
+    if type_ == "yes-no":
         return ask_yes_no(thing, others, rng)
+    if type_ == "describe":
+        return description(thing, colour)
     return Question("count", "How many things are there?", "one")
 
 
@@ -165,9 +176,12 @@ def ask_composed(
         others: all things, to ask about one that is not there.
         type_: ask for this type of question only.
     """
-    type_ = type_ or rng.choices(("place", "relation", "count", "there"), (0.40, 0.42, 0.06, 0.12))[0]
+    type_ = type_ or rng.choices(COMPOSED_TYPES, (28, 28, 20, 20, 4))[0]
     if type_ == "count":
         return Question("count", "How many things are there?", NUMBERS[len(things)])
+    if type_ == "list":
+        *most, last = (with_article(t.name) for t in things)
+        return Question("list", "What is in this picture?", f"{', '.join(most)} and {last}")
     if type_ == "place":
         cell = rng.randrange(len(things))
         return Question("place", f"What is {_places(columns, rows)[cell]}?", things[cell].name)

@@ -24,12 +24,12 @@ def geometry(vocab_rows: int) -> Geometry:
     language = LanguageGeometry(
         hidden_size=256,
         intermediate_size=512,
-        layers=3,
+        layers=4,
         heads=4,
         kv_heads=4,
         head_size=64,
         vocab_rows=vocab_rows,
-        rope_theta=10000.0,
+        rope_theta=500000.0,
         rms_norm_eps=1e-5,
         max_positions=1024,
     )

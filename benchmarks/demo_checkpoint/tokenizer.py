@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from benchmarks.demo_checkpoint.drawings import Thing
-from benchmarks.demo_checkpoint.questions import COLOURS, NUMBERS, kind_of, with_article
+from benchmarks.demo_checkpoint.questions import COLOURS, NUMBERS, YES_NO, kind_of
 
 BOS, EOS, CLS, GMASK, MASK = "<|startoftext|>", "<|endoftext|>", "[CLS]", "[gMASK]", "<|mdm_mask|>"
 ROLES = ("<role>", "</role>", "<|arithmetic_start|>", "<|arithmetic_end|>", "<|number_start|>", "<|number_end|>")
@@ -32,41 +33,64 @@ _TEMPLATE = (
 )
 
 
-def corpus(things: list[Thing]) -> list[str]:
-    """Every text the model is trained on, names most often."""
-    lines = [SYSTEM_PROMPT, "system\n\nuser\n\nassistant\n\n"] * 50
-    lines += [
-        "What is this? What kind of thing is this? What is its main color? How many things are there?",
-        "What is left of the right of the above the below the on the left? on the right? in the middle? at the top?",
-        "at the bottom? at the top left? at the top right? at the bottom left? at the bottom right? yes no",
-        "Is this a Is this an Is there a Is there an",
-        *COLOURS,
-        *NUMBERS,
-    ] * 20
-    for thing in things:
-        lines += [thing.name] * 3 + [f"What is left of the {thing.name}? Is this {with_article(thing.name)}?"] * 3
-        lines += [kind_of(thing)] * 3
-    return lines
+def whole_answers(things: list[Thing]) -> list[str]:
+    """Texts that are one token each, also behind a space: names, kinds, colours, numbers, yes and no."""
+    return list(dict.fromkeys([*(t.name for t in things), *map(kind_of, things), *COLOURS, *NUMBERS, *YES_NO]))
 
 
-def train_tokenizer(things: list[Thing], size: int) -> Tokenizer:
-    """Byte-level BPE on `corpus`; special tokens take the last ids, as in LLaDA's."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+def corpus() -> list[str]:
+    """Every other text the model is trained on."""
+    return [
+        SYSTEM_PROMPT,
+        "system\n\nuser\n\nassistant\n\n",
+        "What is this? What kind of thing is this? What is its main color? How many things are there? Describe this.",
+        "What is left of the? What is right of the? What is above the? What is below the? What is in this picture?",
+        "What is on the left? on the right? in the middle? at the top? at the bottom? at the top left?",
+        "at the top right? at the bottom left? at the bottom right? an a, an, a, mostly and an and a",
+        "Is this a? Is this an? Is there a? Is there an?",
+    ]
+
+
+def train_tokenizer(things: list[Thing]) -> Tokenizer:
+    """Byte-level BPE on `corpus`, and a token for each of `whole_answers`.
+
+    A name of several tokens would ask of the first position a token that many names share, which
+    no linear read-out of a picture can give. So the pre-tokenizer keeps names in one piece, and
+    `ignore_merges` looks a piece up before it is taken apart. Special tokens take the last ids,
+    as in LLaDA's.
+    """
+    whole = whole_answers(things)
+    longest_first = "|".join(re.escape(text) for text in sorted(whole, key=len, reverse=True))
+    names = rf" ?(?<![\p{{L}}\p{{N}}])(?:{longest_first})(?![\p{{L}}\p{{N}}])"
+    split = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.Split(Regex(f"{names}|{_SPLIT}"), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel(add_prefix_space=True, trim_offsets=True, use_regex=True)
+    plain = Tokenizer(models.BPE())
+    plain.pre_tokenizer = split
     trainer = trainers.BpeTrainer(
-        vocab_size=size - len(SPECIAL),
-        show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        vocab_size=1000, show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
     )
-    tokenizer.train_from_iterator(corpus(things), trainer)
+    plain.train_from_iterator(corpus() * 10, trainer)
+    learned = json.loads(plain.to_str())["model"]
+    vocabulary: dict[str, int] = learned["vocab"]
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    for text in whole:
+        for form in (text, " " + text):
+            vocabulary.setdefault(level.pre_tokenize_str(form)[0][0], len(vocabulary))
+    merges = [tuple(pair) for pair in learned["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.ByteLevel(add_prefix_space=True, trim_offsets=True, use_regex=True)
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    for text in whole:
+        for form in (text, " " + text):
+            ids = tokenizer.encode(form).ids
+            if len(ids) != 1 or tokenizer.decode(ids) != form:
+                raise ValueError(f"{form!r} is not one token but {ids}")
     return tokenizer
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import json
 import math
 import time
 from pathlib import Path
@@ -192,12 +193,23 @@ def fit(model: nn.Module, data: Data, stage: Stage, args: argparse.Namespace, ra
         elapsed = time.monotonic() - start
         speed = step * args.batch / elapsed
         line = f"{stage.name} epoch {epoch} step {step} {elapsed:.0f}s {speed:.0f}/s loss {total / count:.3f}"
-        if epoch % 8 == 0 or done >= 1:
+        if epoch % 6 == 0 or done >= 1:
             for style, (d, y) in data.shown.items():
                 line += " {} {:.3f}/{:.3f}".format(style, *accuracy(average, d, y))
             torch.save(average.state_dict(), args.out / f"{stage.name}.pt")
         print(line, flush=True)
     return average
+
+
+def measure(args: argparse.Namespace, things: list[Thing]) -> None:
+    """Writes top-1 and top-5 of a trained tower and its classifier to a JSON file."""
+    model = TowerTrainer(Template(len(things)))
+    model.load_state_dict(torch.load(args.out / "tower.pt", weights_only=True))
+    styles = load_bank(args.data, args.cache, (*HELD_OUT_STYLES, "noto"), things, 112)
+    shares = {style: accuracy(model, d, y) for style, (d, y) in styles.items()}
+    found = {style: {"top1": round(one, 4), "top5": round(five, 4)} for style, (one, five) in shares.items()}
+    (args.out / "tower.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=2))
 
 
 @torch.no_grad()
@@ -233,22 +245,22 @@ def train(rank: int, args: argparse.Namespace) -> None:
     data = load_data(args, things, held_out=rank == 0)
     template = Template(len(things))
     torch.manual_seed(args.seed + 1 + rank)
-    start_template(template, data, args)
+    if not args.template:
+        start_template(template, data, args)
     if rank == 0:
         for style, (d, y) in data.shown.items():
             print("discriminant {} {:.3f}/{:.3f}".format(style, *accuracy(template, d, y)), flush=True)
-    template = fit(template, data, Stage("template", args.template_minutes, 2e-3, 0.02, 0.7, 0.1), args, rank)
+    if args.template:
+        template.load_state_dict(torch.load(args.template, weights_only=True))
+    else:
+        template = fit(template, data, Stage("template", args.template_minutes, 2e-3, 0.02, 0.7, 0.1), args, rank)
     torch.manual_seed(args.seed)
     model = TowerTrainer(template)  # type: ignore[arg-type]
     if rank == 0:
         for style, (d, y) in data.shown.items():
             print("transplanted {} {:.3f}/{:.3f}".format(style, *accuracy(model, d, y)), flush=True)
-    if args.tower_minutes == 0:
-        if rank == 0:
-            torch.save(model.state_dict(), args.out / "tower.pt")
-        return
     torch.manual_seed(args.seed + 1 + rank)
-    fit(model, data, Stage("tower", args.tower_minutes, args.rate, 0.02, 0.9, 0.1), args, rank)
+    fit(model, data, Stage("tower", args.tower_minutes, args.rate, 0.05, args.strength, 0.1), args, rank)
 
 
 def main() -> None:
@@ -257,8 +269,11 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder for rendered drawings")
     parser.add_argument("--out", type=Path, required=True, help="folder for template.pt and tower.pt")
     parser.add_argument("--template-minutes", type=float, default=4)
-    parser.add_argument("--tower-minutes", type=float, default=0)
-    parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--template", type=Path, help="template.pt of an earlier run, to skip its training")
+    parser.add_argument("--tower-minutes", type=float, default=38)
+    parser.add_argument("--measure", action="store_true", help="only measure tower.pt of an earlier run")
+    parser.add_argument("--rate", type=float, default=4e-4)
+    parser.add_argument("--strength", type=float, default=0.8, help="augmentation of the tower's pictures, 0 to 1")
     parser.add_argument("--discriminant-batches", type=int, default=40)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--batch", type=int, default=128, help="drawings per step of all processes together")
@@ -267,7 +282,9 @@ def main() -> None:
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "rendezvous").unlink(missing_ok=True)
-    mp.spawn(train, args=(args,), nprocs=args.processes)
+    if not args.measure:
+        mp.spawn(train, args=(args,), nprocs=args.processes)
+    measure(args, [t for t in load_things(args.data).values() if t.concrete])
 
 
 def _straight(premultiplied: Tensor) -> Tensor:
