@@ -28,6 +28,7 @@ PACKAGES = {
 _RUN_MODULES = {"numpy": "numpy", "PIL": "pillow", "tokenizers": "tokenizers", "onnxruntime": "onnxruntime"}
 _EXPORT_MODULES = ("jinja2", "ml_dtypes", "onnx")
 _VERIFY_MODULES = (*_EXPORT_MODULES, "psutil", "torch")
+_ENGINE_MODULES = ("tensorrt_rtx", "tensorrt")
 _CPU = "CPUExecutionProvider"
 _PROBE_SECONDS = 120
 
@@ -95,14 +96,15 @@ def doctor() -> Diagnosis:
     }
     providers = _providers()
     resampling = _resampling()
+    machine = examine()
     return Diagnosis(
         version=__version__,
         python=f"{platform.python_version()} ({sys.executable})",
-        machine=examine(),
+        machine=machine,
         packages=packages,
         providers=providers,
         resampling=resampling,
-        verbs=_verbs(providers, resampling),
+        verbs=_verbs(providers, resampling, machine),
         warnings=_warnings(packages["lladav"]),
     )
 
@@ -157,10 +159,11 @@ def _resampling() -> bool | None:
         return None
 
 
-def _verbs(providers: tuple[Provider, ...], resampling: bool | None) -> tuple[Verb, ...]:
+def _verbs(providers: tuple[Provider, ...], resampling: bool | None, machine: Machine) -> tuple[Verb, ...]:
     export = _workstation("export", _EXPORT_MODULES)
     verify = _workstation("verify", _VERIFY_MODULES)
-    return (export, _run(providers, resampling), verify, Verb("inspect"), Verb("doctor"))
+    build = _build(jetson=bool(machine.l4t))
+    return (export, _run(providers, resampling), build, Verb("plan"), verify, Verb("inspect"), Verb("doctor"))
 
 
 def _workstation(extra: str, modules: tuple[str, ...]) -> Verb:
@@ -184,6 +187,22 @@ def _run(providers: tuple[Provider, ...], resampling: bool | None) -> Verb:
         cure = "pip install 'pillow>=10.3,<=13.0'"
         return Verb("run", "this Pillow resizes pictures otherwise than the reference: answers may differ", cure)
     return Verb("run")
+
+
+def _build(*, jetson: bool) -> Verb:
+    """Works with either library; TensorRT also wants the GPU that it builds for, which `build` says."""
+    faults = []
+    for module in _ENGINE_MODULES:
+        if not _importable(module):
+            faults.append(f"{module} missing")
+        elif (tried := _python(f"import {module}; {module}.Builder")).returncode:
+            faults.append(f"{module}: {_last_line(tried)}")
+        else:
+            return Verb("build")
+    cure = (
+        "python3 -m venv --system-site-packages, for JetPack's own" if jetson else "pip install 'lladav[tensorrt-rtx]'"
+    )
+    return Verb("build", "; ".join(faults), cure)
 
 
 def _warnings(packages: dict[str, str]) -> tuple[str, ...]:

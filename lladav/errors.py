@@ -56,5 +56,9 @@ class BackendError(LladavError):
     """A runtime library that is missing or refused the work."""
 
 
+class EngineError(LladavError):
+    """An engine that cannot be built for its target, or does not fit the machine that it is on."""
+
+
 class VerificationError(LladavError):
     """Graphs whose outputs are further from PyTorch than their tolerance."""

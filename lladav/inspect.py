@@ -10,6 +10,7 @@ from typing import Any
 from lladav.bundle import Bundle
 from lladav.geometry import Geometry, LanguageGeometry, VisionGeometry
 from lladav.manifest import MANIFEST_NAME, Manifest
+from lladav.records import EngineRecord, read_records
 
 _COMPUTE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
@@ -37,8 +38,9 @@ class Inspection:
 
     Attributes:
         parameters: of the model's parts, those that are in use.
-        total_bytes: of all files, the manifest included.
-        checksums: whether the contents of all files were compared with the manifest's sha256.
+        total_bytes: of all files that were exported, the manifest included.
+        checksums: whether the contents of all files and engines were compared with their sha256.
+        engines: what was built of it since.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class Inspection:
     total_bytes: int
     memory: MemoryNeeds
     checksums: bool
+    engines: tuple[EngineRecord, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The object that `lladav inspect --json` prints."""
@@ -63,6 +66,7 @@ class Inspection:
             },
             "checksums": "match" if self.checksums else "not compared",
             "manifest": self.manifest.model_dump(mode="json"),
+            "engines": [record.model_dump(mode="json") for record in self.engines],
         }
 
 
@@ -78,10 +82,14 @@ def inspect(
 
     Raises:
         BundleError: a file is missing, damaged or altered.
+        EngineError: an engine or its record is.
     """
     opened = Bundle.open(bundle)
+    engines = read_records(opened.path)
     if checksums:
         opened.check_contents(progress)
+        for record in engines:
+            record.check_contents(opened.path, progress)
     manifest = opened.manifest
     return Inspection(
         path=opened.path,
@@ -90,6 +98,7 @@ def inspect(
         total_bytes=sum(e.bytes for e in manifest.files) + opened.file(MANIFEST_NAME).stat().st_size,
         memory=_memory(manifest),
         checksums=checksums,
+        engines=engines,
     )
 
 

@@ -86,5 +86,11 @@ def test_inspecting_needs_no_runtime(tiny_bundle: Path) -> None:
 
 def test_help_needs_nothing_heavy() -> None:
     everything = VERB.replace("main()", "sys.argv[1:] = [verb, '--help']; main()")
-    code = f"for verb in ('export', 'run', 'verify', 'inspect', 'doctor'):\n{textwrap.indent(everything, '    ')}"
-    assert not modules(code) & {"numpy", "onnxruntime", "PIL", "tokenizers"}
+    verbs = ("export", "run", "build", "plan", "verify", "inspect", "doctor")
+    code = f"for verb in {verbs}:\n{textwrap.indent(everything, '    ')}"
+    assert not modules(code) & {"numpy", "onnxruntime", "PIL", "tokenizers", "tensorrt", "tensorrt_rtx"}
+
+
+def test_planning_needs_no_library_of_engines(tiny_bundle: Path) -> None:
+    loaded = modules(VERB, "plan", str(tiny_bundle), "--target", "orin-agx-64")
+    assert not loaded & {"numpy", "onnxruntime", "tensorrt", "tensorrt_rtx"}

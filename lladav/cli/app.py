@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 from lladav import __version__
+from lladav.cli.build import build
 from lladav.cli.doctor import doctor
 from lladav.cli.export import export
 from lladav.cli.faults import guarded
 from lladav.cli.inspect import inspect
+from lladav.cli.plan import plan
 from lladav.cli.run import run
 from lladav.cli.verify import verify
 
@@ -37,5 +39,5 @@ def _options(
     pass
 
 
-for _verb in (export, run, verify, inspect, doctor):
+for _verb in (export, run, build, plan, verify, inspect, doctor):
     app.command()(guarded(_verb))

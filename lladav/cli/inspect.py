@@ -15,6 +15,7 @@ from lladav.cli import screen
 from lladav.inspect import Inspection
 from lladav.inspect import inspect as look
 from lladav.manifest import TensorSpec
+from lladav.records import read_records
 
 _CACHE = ("past_key_values.", "present.")
 
@@ -26,7 +27,9 @@ def inspect(
 ) -> None:
     """Show what a bundle holds and what it needs, and check that it is whole."""
     if checksums:
-        total = sum(entry.bytes for entry in Bundle.open(bundle).manifest.files)
+        opened = Bundle.open(bundle)
+        plans = [record.plan for record in read_records(opened.path)]
+        total = sum(entry.bytes for entry in (*opened.manifest.files, *plans))
         with screen.stage_bars(screen.stderr()) as bars:
             bars.start("checksums", total)
             found = look(bundle, checksums=True, progress=bars.advance)
@@ -36,7 +39,8 @@ def inspect(
         screen.print_json(found.to_json())
         return
     out = screen.stdout()
-    for table in (_model(found), _files(found), *_graphs(found), _use(found), _memory(found), _origin(found)):
+    engines = [_engines(found)] if found.engines else []
+    for table in (_model(found), _files(found), *_graphs(found), *engines, _use(found), _memory(found), _origin(found)):
         out.print(table)
         out.print()
     _print_verdict(found, out)
@@ -102,6 +106,15 @@ def _folded(specs: tuple[TensorSpec, ...]) -> list[tuple[str, TensorSpec]]:
     return list(rows.values())
 
 
+def _engines(found: Inspection) -> Table:
+    table = screen.table("Engines", "target", "graph", "size", "activations", "built by", numbers=(2, 3))
+    for record in found.engines:
+        activations = screen.size(max(record.activations)) if record.activations else "unknown"
+        builder = f"{record.library} {record.library_version} for compute capability {record.compute_capability}"
+        table.add_row(record.target, record.graph, screen.size(record.plan.bytes), activations, builder)
+    return table
+
+
 def _use(found: Inspection) -> Table:
     manifest = found.manifest
     table = screen.facts("Use")
@@ -156,7 +169,8 @@ def _origin(found: Inspection) -> Table:
 
 def _print_verdict(found: Inspection, out: Console) -> None:
     if found.checksums:
-        out.print(Text("whole:", "green"), f"all {len(found.manifest.files)} files match their sha256")
+        engines = f" and all {len(found.engines)} engines" if found.engines else ""
+        out.print(Text("whole:", "green"), f"all {len(found.manifest.files)} files{engines} match their sha256")
     else:
         count = len(found.manifest.files)
         out.print(Text("complete:", "green"), f"all {count} files are there at full size (--checksums reads them)")

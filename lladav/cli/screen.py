@@ -71,6 +71,11 @@ class _Amount(ProgressColumn):
         return Text(f"{size(task.completed)} of {size(task.total or 0)}")
 
 
+class _Percent(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.percentage:3.0f} %")
+
+
 class StageBars:
     """One bar per stage of a long work; the earlier ones stay and are full."""
 
@@ -93,12 +98,12 @@ class StageBars:
 
 
 @contextmanager
-def stage_bars(console: Console) -> Iterator[StageBars]:
-    """Progress bars while the block runs."""
+def stage_bars(console: Console, *, percent: bool = False) -> Iterator[StageBars]:
+    """Progress bars while the block runs, of bytes or of percent."""
     columns = (
         TextColumn("{task.description:<16}"),
         BarColumn(),
-        _Amount(),
+        _Percent() if percent else _Amount(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Progress(*columns, console=console) as progress:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,11 @@ def verbs(diagnosis: Diagnosis) -> dict[str, tuple[str, str]]:
 
 
 def test_everything_works_where_the_tests_run(here: Diagnosis) -> None:
-    assert verbs(here) == dict.fromkeys(("export", "run", "verify", "inspect", "doctor"), ("", ""))
+    found = verbs(here)
+    fault, cure = found.pop("build")
+    assert (fault == "") == any(find_spec(name) for name in ("tensorrt", "tensorrt_rtx"))
+    assert bool(fault) == bool(cure)
+    assert found == dict.fromkeys(("export", "run", "plan", "verify", "inspect", "doctor"), ("", ""))
     assert ("CPUExecutionProvider", "") in [(p.name, p.fault) for p in here.providers]
     assert here.resampling is True
     assert here.machine.cores >= 1
@@ -60,6 +65,7 @@ def test_tables_and_json() -> None:
         ("numpy", "run", "pip install numpy"),
         ("torch", "verify", "pip install 'lladav[verify]'"),
         ("onnx", "export", "pip install 'lladav[export]'"),
+        ("tensorrt_rtx", "build", "pip install 'lladav[tensorrt-rtx]'"),
     ],
 )
 def test_missing_packages_have_a_cure(blocked: str, verb: str, cure: str) -> None:

@@ -35,7 +35,7 @@ def test_version() -> None:
 
 def test_help_names_the_verbs() -> None:
     out, _ = call("--help")
-    assert all(verb in out for verb in ("export", "run", "verify", "inspect", "doctor"))
+    assert all(verb in out for verb in ("export", "run", "build", "plan", "verify", "inspect", "doctor"))
 
 
 def test_unknown_verb_is_a_usage_error() -> None:

@@ -1,0 +1,173 @@
+"""From a bundle to engines for a target."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lladav.bundle import Bundle
+from lladav.engines.compile import Order, compile_plan
+from lladav.engines.here import Here, describe
+from lladav.engines.library import builds_ahead, known_capabilities, load_library
+from lladav.engines.plan_file import sole_writer, staged_file
+from lladav.engines.profiles import graph_profiles
+from lladav.engines.progress import PERCENT, Progress
+from lladav.engines.target import EnginePrecision, Target, load_target
+from lladav.errors import EngineError
+from lladav.machine import examine
+from lladav.manifest import FileEntry
+from lladav.records import FOLDER, EngineRecord
+
+TIMING_CACHE = "timing.cache"
+EXPORTED: tuple[EnginePrecision, ...] = ("fp16", "bf16")
+"""What `lladav export` writes of the precisions that engines may have."""
+
+# Measured with TensorRT-RTX 1.7.1 at the real width: memory of the process, beside the mapped
+# weights, per byte of weights.
+_MEMORY_PER_WEIGHT_STREAMED = 1.75
+_MEMORY_PER_WEIGHT_WHOLE = 2.05
+
+
+def build(
+    bundle: str | Path,
+    target: str,
+    *,
+    precision: EnginePrecision | None = None,
+    progress: Progress = Progress(),  # noqa: B008 - immutable
+) -> tuple[EngineRecord, ...]:
+    """Builds an engine of every graph of a bundle, into `BUNDLE/engines/TARGET/`.
+
+    A plan appears whole or not at all, takes the place of an earlier one, and counts only with its
+    record, which is written last. Those that were done stay when a later one fails.
+
+    Args:
+        bundle: folder made by `lladav export`.
+        target: one of `target_names()`.
+        precision: of the bundle, to be sure; None takes what it has.
+        progress: called with every graph and the percent done.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        OptionError: there is no such target.
+        EngineError: the target or the library lacks something, or the builder failed.
+        KeyboardInterrupt: after the builder has stopped; nothing unfinished is left.
+    """
+    opened, wanted = Bundle.open(bundle), load_target(target)
+    check_precision(opened, wanted, precision)
+    trt = load_library(wanted.library)
+    here = describe(wanted.library)
+    check_builder(trt, wanted, here)
+    _check_room(opened, trt)
+    folder = opened.path / FOLDER / wanted.name
+    with sole_writer(folder):
+        return tuple(
+            _build(opened, wanted, here, trt, name, folder, progress) for name in graph_profiles(opened.manifest)
+        )
+
+
+def check_precision(bundle: Bundle, target: Target, precision: EnginePrecision | None = None) -> None:
+    """Compares what is asked for, what the bundle has and what the target takes.
+
+    Raises:
+        EngineError: they do not agree.
+    """
+    has = bundle.manifest.precision
+    asked = precision or has
+    ours = [p for p in EXPORTED if p in target.precisions]
+    export = f"lladav export CHECKPOINT NEW_BUNDLE --dtype {asked if asked in ours else ours[0]}"
+    if asked not in target.precisions:
+        raise EngineError(
+            f"{target.title} (compute capability {target.compute_capability}) takes {', '.join(target.precisions)}, "
+            f"not {asked}",
+            cure=f"export again with `{export}` and build from that",
+        )
+    if asked != has:
+        what = f"{bundle.path} is in {has}, and an engine of it cannot be in {asked}: types come from the graph"
+        if asked not in EXPORTED:
+            raise EngineError(f"{what}; `lladav export` does not write {asked}", cure=f"export with `{export}`")
+        raise EngineError(what, cure=f"export again with `{export}` and build from that")
+
+
+def check_builder(trt: Any, target: Target, here: Here) -> None:
+    """Whether this library, on this machine, builds for the target.
+
+    Args:
+        trt: the library's module.
+        here: this machine, as it was described.
+
+    Raises:
+        EngineError: it does not; with the versions or compute capabilities that decide it.
+    """
+    name = trt.__name__
+    if trt.__version__ not in target.versions:
+        raise EngineError(
+            f"{target.title} runs {name} from {target.versions.least} and before {target.versions.below}; "
+            f"{trt.__version__} is installed here",
+            cure=f"pip install '{name.replace('_', '-')}>={target.versions.least},<{target.versions.below}'"
+            + (", or JetPack's own on the board" if target.unified_memory else ""),
+        )
+    if builds_ahead(trt):
+        if target.compute_capability not in (known := known_capabilities(trt)):
+            raise EngineError(
+                f"{name} {trt.__version__} builds for compute capabilities {', '.join(known)}; "
+                f"{target.title} has {target.compute_capability}",
+                cure="upgrade it, or choose another target",
+            )
+    elif here.compute_capability != target.compute_capability:
+        found = f"{here.gpu} with {here.compute_capability}" if here.gpu else "no GPU"
+        raise EngineError(
+            f"{name} builds for the GPU that it runs on: {target.title} has compute capability "
+            f"{target.compute_capability}, here is {found}",
+            cure="copy the bundle to the machine that the engines are for, and run the same command there",
+        )
+
+
+def _check_room(bundle: Bundle, trt: Any) -> None:
+    """Memory for the largest graph, and space on the disk for all plans."""
+    sizes = {entry.path: entry.bytes for entry in bundle.manifest.files}
+    weights = [sizes[bundle.manifest.graphs[name].weights] for name in graph_profiles(bundle.manifest)]
+    streams = hasattr(trt.Builder, "build_serialized_network_to_stream")
+    needed = max(weights) * (_MEMORY_PER_WEIGHT_STREAMED if streams else _MEMORY_PER_WEIGHT_WHOLE)
+    memory = examine().memory
+    if memory is not None and memory.available + memory.swap < needed:
+        raise EngineError(
+            f"building takes about {needed / 1e9:.1f} GB of memory for {max(weights) / 1e9:.1f} GB of weights; "
+            f"{memory.available / 1e9:.1f} GB and {memory.swap / 1e9:.1f} GB of swap are free",
+            cure="stop other programs or add swap; or build on a larger machine of the same kind",
+        )
+    free = shutil.disk_usage(bundle.path).free
+    if free < sum(weights):
+        raise EngineError(
+            f"the plans take about {sum(weights) / 1e9:.2f} GB; {bundle.path} has {free / 1e9:.2f} GB free",
+            cure="free some space, or move the bundle to another disk",
+        )
+
+
+def _build(
+    bundle: Bundle, target: Target, here: Here, trt: Any, name: str, folder: Path, progress: Progress
+) -> EngineRecord:
+    progress.start(name, PERCENT)
+    spec, profiles = bundle.manifest.graphs[name], graph_profiles(bundle.manifest)[name]
+    plan, note = folder / f"{name}.plan", folder / f"{name}.json"
+    order = Order(name, bundle.file(spec.file), spec, profiles, target.compute_capability)
+    with staged_file(plan) as out:
+        activations = compile_plan(trt, order, out, folder / TIMING_CACHE, progress.advance)
+        # From here on the earlier plan, if there was one, is no longer what its record says.
+        note.unlink(missing_ok=True)
+    record = EngineRecord(
+        graph=name,
+        target=target.name,
+        precision=bundle.manifest.precision,
+        library=target.library,
+        library_version=trt.__version__,
+        compute_capability=target.compute_capability,
+        device="" if builds_ahead(trt) else here.gpu,
+        bundle=bundle.manifest.sha256,
+        profiles=profiles,
+        activations=activations,
+        plan=FileEntry(path=f"{FOLDER}/{target.name}/{plan.name}", bytes=out.bytes, sha256=out.sha256),
+    )
+    with staged_file(note) as file:
+        file.write(record.text().encode())
+    return EngineRecord.read(note, bundle.path)

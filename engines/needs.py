@@ -1,0 +1,97 @@
+"""How much memory answering takes on a GPU, from the geometry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lladav.geometry import LanguageGeometry
+from lladav.inspect import count_parameters
+from lladav.manifest import Manifest, Precision
+
+BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+# What TensorRT-RTX 1.7.1 asked for at compute capability 8.6 lay between this and a quarter less
+# (docs/decisions.md): a fixed part, rows of the residual stream, of projections and of the
+# feed-forward layer, and keys and values of past and window joined.
+_FIXED = 8 << 20
+_PER_WIDTH = 16
+_PER_FEED_FORWARD = 4
+_PER_KEY_WIDTH = 4
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes, for one size of prompt and canvas.
+
+    Attributes:
+        weights: of all graphs; the embedding table is read from its file and not counted.
+        activations: of the larger of the two passes; an estimate.
+        prompt_kv: keys and values of the prompt, kept between steps.
+        window_kv: keys and values that a refresh returns, of prompt and canvas.
+        logits: of every canvas position, float32.
+    """
+
+    weights: int
+    activations: int
+    prompt_kv: int
+    window_kv: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.activations + self.prompt_kv + self.window_kv + self.logits
+
+
+def memory_needs(manifest: Manifest, prompt: int, canvas: int, *, batch: int = 1, precision: Precision) -> Needs:
+    """What one size of prompt and canvas takes.
+
+    Args:
+        manifest: of the bundle.
+        prompt: positions.
+        canvas: positions.
+        batch: sequences side by side.
+        precision: of the weights, which may be another than the bundle's.
+    """
+    g, width = manifest.geometry.language, BYTES[precision]
+    position = kv_bytes(g, precision) * batch
+    window = prompt + canvas
+    return Needs(
+        weights=sum(weight_bytes(manifest, precision).values()),
+        activations=max(
+            activation_bytes(g, window, window, past=0, batch=batch, width=width),
+            activation_bytes(g, canvas, window, past=prompt, batch=batch, width=width),
+        ),
+        prompt_kv=position * prompt,
+        window_kv=position * window,
+        logits=4 * batch * canvas * g.vocab_rows,
+    )
+
+
+def weight_bytes(manifest: Manifest, precision: Precision) -> dict[str, int]:
+    """Bytes of every engine's weights; norms, which stay float32, are counted like the rest."""
+    g, counts = manifest.geometry.language, count_parameters(manifest.geometry)
+    parts = {"denoiser": counts["language_model"] - g.vocab_rows * g.hidden_size}
+    if manifest.geometry.vision is not None:
+        parts |= {"vision_encoder": counts["vision_tower"], "connector": counts["connector"]}
+    return {name: count * BYTES[precision] for name, count in parts.items()}
+
+
+def kv_bytes(g: LanguageGeometry, precision: Precision) -> int:
+    """Bytes of the keys and values of one position, over all layers."""
+    return 2 * g.layers * g.kv_heads * g.head_size * BYTES[precision]
+
+
+def activation_bytes(g: LanguageGeometry, window: int, keys: int, *, past: int, batch: int, width: int) -> int:
+    """What a pass needs beside weights, inputs and outputs; measured at two bytes a value.
+
+    Args:
+        g: sizes.
+        window: positions computed.
+        keys: positions attended to.
+        past: of these, those that come from an earlier pass and are joined to the window's.
+        batch: sequences.
+        width: bytes of a value in the compute type.
+    """
+    row = _PER_WIDTH * g.hidden_size + _PER_FEED_FORWARD * g.intermediate_size
+    joined = _PER_KEY_WIDTH * g.kv_heads * g.head_size * keys if past else 0
+    return _FIXED + batch * (row * window + joined) * width // 2

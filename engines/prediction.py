@@ -1,0 +1,183 @@
+"""Whether a model fits a target and how long its passes take there, without the target.
+
+This is a roofline, not a measurement: a pass takes as long as reading its weights and the
+prompt's keys and values, or as its matrix products, whichever is longer, at the share of the
+data sheet's rate that published runs of another model of this size reached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lladav.bundle import Bundle
+from lladav.engines.needs import Needs, kv_bytes, memory_needs, weight_bytes
+from lladav.engines.profiles import default_canvas
+from lladav.engines.target import Target, load_target
+from lladav.errors import EngineError, OptionError
+from lladav.geometry import LanguageGeometry
+from lladav.manifest import Precision
+
+# Llama-3-8B with TinyChat on Jetson AGX Orin 64 GB, as published: 15.0 GB of fp16 weights read in
+# 96 ms a token, of 204.8 GB/s; 1,024 tokens read in 0.566 s, of 42.6 TFLOPS.
+BANDWIDTH_SHARE = 0.76
+COMPUTE_SHARE = 0.64
+PREDICTED: tuple[Precision, ...] = ("fp16", "bf16")
+
+# On a Jetson Orin Nano, TensorRT failed at a head of this size in one product.
+FAILED_HEAD_BYTES = 622e6
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt bucket.
+
+    Attributes:
+        refresh_ms: predicted time of the pass over prompt and canvas.
+        step_ms: predicted time of the pass over the canvas alone.
+        step_bound: what the step waits for, `memory` or `compute`.
+        needs: bytes of memory.
+        free: bytes left of the target's memory; negative where it does not fit.
+    """
+
+    prompt: int
+    refresh_ms: float
+    step_ms: float
+    step_bound: str
+    needs: Needs
+    free: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """For one target, canvas and batch, a row per prompt bucket.
+
+    Attributes:
+        notes: what else the target implies for this model.
+    """
+
+    target: Target
+    precision: Precision
+    canvas: int
+    batch: int
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `lladav plan --json` prints."""
+        return {
+            "predicted": True,
+            "target": self.target.model_dump(mode="json"),
+            "precision": self.precision,
+            "canvas": self.canvas,
+            "batch": self.batch,
+            "bandwidth_share": BANDWIDTH_SHARE,
+            "compute_share": COMPUTE_SHARE,
+            "rows": [asdict(row) | {"total": row.needs.total, "fits": row.free >= 0} for row in self.rows],
+            "notes": list(self.notes),
+        }
+
+
+def predict(
+    bundle: str | Path,
+    target: str,
+    *,
+    precision: Precision | None = None,
+    canvas: int | None = None,
+    batch: int = 1,
+) -> Prediction:
+    """Predicts memory and latency of a bundle on a target.
+
+    Args:
+        bundle: folder made by `lladav export`.
+        target: one of `target_names()`.
+        precision: fp16 or bf16; None takes the bundle's, and fp16 for one in fp32.
+        canvas: one of the bundle's canvas buckets; None takes that of the default answer length.
+        batch: sequences side by side.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        OptionError: there is no such target or canvas bucket.
+        EngineError: the target lacks the precision.
+    """
+    manifest, wanted = Bundle.open(bundle).manifest, load_target(target)
+    if precision is None:
+        precision = "fp16" if manifest.precision == "fp32" else manifest.precision
+    if precision not in PREDICTED or precision not in wanted.precisions:
+        raise EngineError(
+            f"there is no prediction for {precision} on {wanted.title}, which takes {', '.join(wanted.precisions)}",
+            cure=f"pass --precision {' or '.join(p for p in PREDICTED if p in wanted.precisions)}",
+        )
+    canvas = default_canvas(manifest) if canvas is None else canvas
+    if canvas not in manifest.buckets.canvas:
+        raise OptionError(
+            f"{canvas} is no canvas bucket of this bundle",
+            cure=f"choose of {', '.join(map(str, manifest.buckets.canvas))}",
+        )
+    if batch < 1:
+        raise OptionError(f"a batch of {batch} holds nothing", cure="pass 1 or more")
+    g, weights = manifest.geometry.language, weight_bytes(manifest, precision)["denoiser"]
+    rows = []
+    for prompt in manifest.buckets.prompt:
+        needs = memory_needs(manifest, prompt, canvas, batch=batch, precision=precision)
+        window = prompt + canvas
+        refresh = _Pass(pass_flops(g, window, window, canvas, batch), weights)
+        step = _Pass(pass_flops(g, canvas, window, canvas, batch), weights + batch * prompt * kv_bytes(g, precision))
+        rows.append(
+            Row(
+                prompt=prompt,
+                refresh_ms=refresh.milliseconds(wanted),
+                step_ms=step.milliseconds(wanted),
+                step_bound=step.bound(wanted),
+                needs=needs,
+                free=int(wanted.memory_gb * 1e9) - needs.total,
+            )
+        )
+    head = g.vocab_rows * g.hidden_size * 2
+    notes = []
+    if wanted.splits_head and head >= FAILED_HEAD_BYTES:
+        notes.append(
+            f"the head takes {head / 1e6:,.0f} MB in one product; {wanted.sources['splits_head']}. "
+            "`lladav export` does not split it yet"
+        )
+    return Prediction(wanted, precision, canvas, batch, tuple(rows), tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Floating-point operations of a pass, and bytes that it must read."""
+
+    flops: int
+    bytes: int
+
+    def seconds(self, target: Target) -> tuple[float, float]:
+        """Of reading and of computing."""
+        return (
+            self.bytes / (target.bandwidth_gb_s * 1e9 * BANDWIDTH_SHARE),
+            self.flops / (target.fp16_tflops * 1e12 * COMPUTE_SHARE),
+        )
+
+    def milliseconds(self, target: Target) -> float:
+        return max(self.seconds(target)) * 1e3
+
+    def bound(self, target: Target) -> str:
+        reading, computing = self.seconds(target)
+        return "memory" if reading >= computing else "compute"
+
+
+def pass_flops(g: LanguageGeometry, window: int, keys: int, rows: int, batch: int) -> int:
+    """Of the matrix products of one pass, two per multiplication.
+
+    Args:
+        g: sizes.
+        window: positions computed.
+        keys: positions attended to.
+        rows: of logits.
+        batch: sequences.
+    """
+    projections = 2 * g.hidden_size * g.head_size * (g.heads + g.kv_heads)
+    layer = projections + 3 * g.hidden_size * g.intermediate_size
+    attention = 2 * g.heads * g.head_size * window * keys
+    head = g.vocab_rows * g.hidden_size * rows
+    return 2 * batch * (g.layers * (layer * window + attention) + head)

@@ -1,0 +1,43 @@
+"""`lladav build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, get_args
+
+import typer
+
+from lladav.cli import screen
+from lladav.errors import OptionError
+
+
+def build(
+    bundle: Annotated[Path, typer.Argument(help="Folder made by `lladav export`.")],
+    target: Annotated[str, typer.Option(help="What the engines are for; an unknown name lists them all.")],
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="fp16|bf16", help="Refuse a bundle in another; by default its own is taken."),
+    ] = None,
+) -> None:
+    """Compile a bundle's graphs to engines for a GPU, into the bundle."""
+    from lladav.engines import Progress
+    from lladav.engines import build as build_engines
+    from lladav.engines.target import EnginePrecision
+
+    known: tuple[EnginePrecision, ...] = get_args(EnginePrecision)
+    asked = next((name for name in known if name == precision), None)
+    if precision is not None and asked is None:
+        raise OptionError(f"--precision {precision!r} is none", cure=f"choose one of {', '.join(known)}")
+    began = perf_counter()
+    with screen.stage_bars(screen.stderr(), percent=True) as bars:
+        made = build_engines(bundle, target, precision=asked, progress=Progress(bars.start, bars.advance))
+    out = screen.stdout()
+    first = made[0]
+    ahead = "" if first.device else ", ahead of time"
+    out.print(
+        f"{bundle}: {len(made)} engines for {target}, {screen.size(sum(r.plan.bytes for r in made))} in "
+        f"{first.precision}, built by {first.library} {first.library_version}{ahead} in {perf_counter() - began:.1f} s",
+        soft_wrap=True,
+    )
+    out.print(f"next: lladav plan {bundle} --target {target}", soft_wrap=True)

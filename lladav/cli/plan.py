@@ -1,0 +1,85 @@
+"""`lladav plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from lladav.cli import screen
+from lladav.errors import OptionError
+
+if TYPE_CHECKING:
+    from lladav.engines import Prediction
+    from lladav.manifest import Precision
+
+
+def plan(
+    bundle: Annotated[Path, typer.Argument(help="Folder made by `lladav export`.")],
+    target: Annotated[str, typer.Option(help="What to predict for; an unknown name lists them all.")],
+    precision: Annotated[
+        str | None, typer.Option(metavar="fp16|bf16", help="As if exported in that; by default the bundle's own.")
+    ] = None,
+    canvas: Annotated[
+        int | None, typer.Option(help="Canvas bucket.", show_default="that of the default answer length")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Sequences side by side.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Predict memory and latency on a target, without having it."""
+    from lladav.engines import predict
+    from lladav.engines.prediction import PREDICTED
+
+    asked: Precision | None = next((name for name in PREDICTED if name == precision), None)
+    if precision is not None and asked is None:
+        raise OptionError(f"--precision {precision!r} is not predicted", cure=f"choose {' or '.join(PREDICTED)}")
+    found = predict(bundle, target, precision=asked, canvas=canvas, batch=batch)
+    if as_json:
+        screen.print_json(found.to_json())
+        return
+    out = screen.stdout()
+    out.print(_rows(found))
+    out.print()
+    out.print(_basis(found))
+    for note in found.notes:
+        screen.stderr().print(Text("warning:", "yellow"), note, soft_wrap=True)
+
+
+def _rows(found: Prediction) -> Table:
+    columns = ("prompt", "refresh ms", "step ms", "activations", "keys, values", "logits", "free")
+    table = screen.table(
+        f"Predicted, not measured: {found.target.title}, {found.precision}, canvas {found.canvas}, batch {found.batch}",
+        *columns,
+        numbers=tuple(range(len(columns))),
+    )
+    for row in found.rows:
+        needs = (row.needs.activations, row.needs.prompt_kv + row.needs.window_kv, row.needs.logits)
+        free = Text(screen.size(row.free)) if row.free >= 0 else Text(f"{screen.size(-row.free)} short", "bold red")
+        table.add_row(
+            f"{row.prompt:,}",
+            _milliseconds(row.refresh_ms),
+            _milliseconds(row.step_ms),
+            *(screen.size(count) for count in needs),
+            free,
+        )
+    return table
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _basis(found: Prediction) -> Table:
+    from lladav.engines.prediction import BANDWIDTH_SHARE, COMPUTE_SHARE
+
+    target, table = found.target, screen.facts("From")
+    table.add_row("weights", screen.size(found.rows[0].needs.weights))
+    table.add_row("memory", f"{target.memory_gb:g} GB{' shared with the CPU' if target.unified_memory else ''}")
+    table.add_row("bandwidth", f"{BANDWIDTH_SHARE:.0%} of {target.bandwidth_gb_s:,g} GB/s")
+    table.add_row("matrix products", f"{COMPUTE_SHARE:.0%} of {target.fp16_tflops:g} TFLOPS")
+    table.add_row("keys, values", "of the prompt, kept for steps, and of prompt and canvas, returned by a refresh")
+    table.add_row("not counted", "vision encoder, sampling, launches, and what the driver takes of the memory")
+    return table

@@ -1,0 +1,161 @@
+"""The records of a bundle's compiled engines.
+
+A plan is the only file of a bundle that is bound to a machine, and it comes after the manifest is
+sealed. So each lies in `engines/TARGET/` with a small record of its own beside it, sealed like the
+manifest, which says what the plan was built from, by what and for what. A plan without a record
+does not count: the record is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+
+from lladav.errors import EngineError
+from lladav.manifest import FileEntry, Precision, is_sealed, sealed
+
+FOLDER = "engines"
+SCHEMA_VERSION: Literal[1] = 1
+
+Library = Literal["tensorrt", "tensorrt_rtx"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Range(NamedTuple):
+    """What one dimension may be, and the size that the engine was tuned for."""
+
+    least: NonNegativeInt
+    tuned: NonNegativeInt
+    most: NonNegativeInt
+
+
+class Profile(_Frozen):
+    """One optimisation profile.
+
+    Attributes:
+        name: of the pass that it serves.
+        sizes: by the name of the dimension in the manifest's shapes.
+    """
+
+    name: str
+    sizes: dict[str, Range]
+
+
+class EngineRecord(_Frozen):
+    """What one plan is.
+
+    Attributes:
+        graph: of the manifest.
+        target: name of the target it was built for.
+        library_version: only this version of the library loads the plan.
+        compute_capability: of the GPUs that it runs on, such as 8.7.
+        device: the GPU that it was built and timed on; empty where it was built ahead of time.
+        bundle: sha256 of the manifest that the graph belongs to.
+        profiles: in the plan's order.
+        activations: bytes that the library asks for beside the weights, by profile, as it said
+            while building; empty where it did not say.
+        plan: path relative to the bundle, size and sha256.
+        sha256: of the record's own file with this value left empty.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    graph: str
+    target: str
+    precision: Precision
+    library: Library
+    library_version: str
+    compute_capability: str = Field(pattern=r"^\d+\.\d$")
+    device: str
+    bundle: str
+    profiles: tuple[Profile, ...]
+    activations: tuple[NonNegativeInt, ...]
+    plan: FileEntry
+    sha256: str = ""
+
+    def text(self) -> str:
+        """The contents of its file."""
+        return sealed(self.model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, path: Path, bundle: Path) -> EngineRecord:
+        """Reads and validates one record.
+
+        Raises:
+            EngineError: it is altered, not JSON, or has unknown, missing or impossible values.
+        """
+        cure = build_command(bundle, path.parent.name)
+        try:
+            text = path.read_bytes().decode("utf-8")
+            raw = json.loads(text)
+            if not isinstance(raw, dict) or not is_sealed(text, raw):
+                raise ValueError("its contents do not match the sha256 in it")
+            record = cls.model_validate(raw)
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:8])
+            raise EngineError(f"{path} is not a valid record of an engine: {faults}", cure=cure) from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise EngineError(f"{path} is damaged: {error}", cure=cure) from error
+        if record.plan.path != f"{FOLDER}/{path.parent.name}/{path.stem}.plan":
+            raise EngineError(f"{path} is the record of {record.plan.path}, not of the plan beside it", cure=cure)
+        return record
+
+    def check_size(self, bundle: Path) -> None:
+        """Looks whether the plan is there at its full size.
+
+        Raises:
+            EngineError: it is missing or truncated.
+        """
+        file = bundle / self.plan.path
+        if not file.is_file() or not file.resolve().is_relative_to(bundle.resolve()):
+            raise EngineError(f"{file} is missing, or not in the bundle", cure=build_command(bundle, self.target))
+        if (size := file.stat().st_size) != self.plan.bytes:
+            raise EngineError(
+                f"{file} has {size:,} bytes instead of {self.plan.bytes:,}", cure=build_command(bundle, self.target)
+            )
+
+    def check_contents(self, bundle: Path, progress: Callable[[int], None] = lambda _: None) -> None:
+        """Compares the plan's sha256.
+
+        Args:
+            bundle: the folder.
+            progress: called with the bytes read since the last call.
+
+        Raises:
+            EngineError: the contents are others than were built.
+        """
+        digest = hashlib.sha256()
+        with (bundle / self.plan.path).open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+                progress(len(block))
+        if digest.hexdigest() != self.plan.sha256:
+            raise EngineError(
+                f"{bundle / self.plan.path}: contents differ from the record's sha256",
+                cure=build_command(bundle, self.target),
+            )
+
+
+def read_records(bundle: Path, target: str | None = None) -> tuple[EngineRecord, ...]:
+    """The records of all engines of a bundle, or of one target, whose plans are all there.
+
+    Raises:
+        EngineError: a record or a plan is damaged.
+    """
+    files = sorted((bundle / FOLDER).glob(f"{target or '*'}/*.json"))
+    records = tuple(EngineRecord.read(path, bundle) for path in files)
+    for record in records:
+        record.check_size(bundle)
+    return records
+
+
+def build_command(bundle: Path, target: str) -> str:
+    """What builds a target's engines again."""
+    return f"lladav build {bundle} --target {target}"

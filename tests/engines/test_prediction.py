@@ -1,0 +1,154 @@
+"""Predictions, compared with values computed by hand and with what others published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lladav.engines import predict
+from lladav.engines.needs import activation_bytes, kv_bytes, memory_needs
+from lladav.engines.prediction import pass_flops
+from lladav.errors import EngineError, OptionError
+from lladav.geometry import Geometry, LanguageGeometry
+from lladav.manifest import Buckets, Manifest, Precision
+
+MakeBundle = Callable[[Precision], Path]
+
+# GSAI-ML/LLaDA-V, its language model.
+LLADA = LanguageGeometry(
+    hidden_size=4096,
+    intermediate_size=12288,
+    layers=32,
+    heads=32,
+    kv_heads=32,
+    head_size=128,
+    vocab_rows=126464,
+    rope_theta=500000.0,
+    rms_norm_eps=1e-5,
+    max_positions=8192,
+)
+
+
+@pytest.fixture(scope="module")
+def llada(bundle_in: MakeBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that says it is LLaDA-V's language model; its files are the tiny model's."""
+    import shutil
+
+    path = Path(shutil.copytree(bundle_in("fp16"), tmp_path_factory.mktemp("llada") / "bundle"))
+    small = Manifest.read(path)
+    buckets = Buckets(tiles=(1,), prompt=(896, 3650), canvas=(32, 128))
+    large = small.model_copy(update={"geometry": Geometry(language=LLADA, vision=None), "buckets": buckets})
+    large.write(path)
+    return path
+
+
+def test_memory_of_the_tiny_model(bundle_in: MakeBundle) -> None:
+    manifest = Manifest.read(bundle_in("fp16"))
+    rows = manifest.geometry.language.vocab_rows
+    needs = memory_needs(manifest, 128, 32, batch=2, precision="fp16")
+    # Two layers of 4 x 32 x 32 + 3 x 32 x 48 + 2 x 32 parameters, the last norm and the head.
+    language = 2 * (4096 + 4608 + 64) + 32 + 32 * rows
+    # Two layers of 4 x 25 x 24 + 25 x 40 + 41 x 24 + 4 x 24; patches 588 x 24 + 24, positions 16 x 24.
+    tower = 2 * (2400 + 1000 + 984 + 96) + 14136 + 384
+    connector = 25 * 32 + 33 * 32 + 32
+    assert needs.weights == 2 * (language + tower + connector)
+    # 2 layers x 32 wide, keys and values, two bytes: 256 a position; two sequences.
+    assert needs.prompt_kv == 2 * 128 * 256
+    assert needs.window_kv == 2 * 160 * 256
+    assert needs.logits == 4 * 2 * 32 * rows
+    # The refresh: 8 MiB and 160 rows of 16 x 32 + 4 x 48 bytes, for two sequences.
+    assert needs.activations == 8_388_608 + 2 * 160 * 704
+    assert needs.total == 2 * (language + tower + connector) + 65536 + 81920 + 256 * rows + 8_388_608 + 225_280
+
+
+def test_step_joins_keys_and_values() -> None:
+    g = LLADA.model_copy(
+        update={"hidden_size": 32, "intermediate_size": 48, "kv_heads": 2, "heads": 2, "head_size": 16}
+    )
+    # 8 rows of 704 bytes, and 4 x 32 bytes for each of 72 keys.
+    assert activation_bytes(g, 8, 72, past=64, batch=1, width=2) == 8_388_608 + 8 * 704 + 72 * 128
+
+
+@pytest.mark.parametrize(
+    ("width", "inner", "prompt", "canvas", "batch", "refresh", "step"),
+    [
+        (256, 768, 1024, 128, 1, 16318976, 9798144),
+        (256, 768, 2048, 128, 1, 23396864, 10846720),
+        (512, 1536, 2048, 128, 1, 33554944, 13468160),
+        (512, 768, 2048, 128, 1, 27984384, 13468160),
+        (512, 1536, 2048, 512, 1, 38864896, 17238016),
+        (512, 1536, 2048, 128, 2, 64619008, 18743808),
+    ],
+)
+def test_estimate_of_activations_lies_above_what_was_measured(
+    width: int, inner: int, prompt: int, canvas: int, batch: int, refresh: int, step: int
+) -> None:
+    """TensorRT-RTX 1.7.1.116, compute capability 8.6, fp16, two layers, heads of 64."""
+    heads = {"heads": width // 64, "kv_heads": width // 64, "head_size": 64}
+    g = LLADA.model_copy(update={"hidden_size": width, "intermediate_size": inner, **heads})
+    window = prompt + canvas
+    for measured, estimate in (
+        (refresh, activation_bytes(g, window, window, past=0, batch=batch, width=2)),
+        (step, activation_bytes(g, canvas, window, past=prompt, batch=batch, width=2)),
+    ):
+        assert measured <= estimate <= 1.3 * measured
+
+
+def test_operations_of_a_pass() -> None:
+    g = LLADA.model_copy(
+        update={"hidden_size": 8, "intermediate_size": 10, "layers": 3, "heads": 2, "kv_heads": 1, "head_size": 4}
+    ).model_copy(update={"vocab_rows": 20})
+    # Queries and outputs 8 x 8 each, keys and values 8 x 4 each, feed-forward 3 x 8 x 10.
+    layer = 64 + 64 + 32 + 32 + 240
+    # Scores and mixing: 2 x 2 heads x 4 for each of 6 x 30 pairs.
+    assert pass_flops(g, window=6, keys=30, rows=5, batch=1) == 2 * (3 * (layer * 6 + 16 * 180) + 20 * 8 * 5)
+    assert pass_flops(g, window=6, keys=30, rows=5, batch=2) == 2 * pass_flops(g, window=6, keys=30, rows=5, batch=1)
+
+
+def test_real_model_on_an_orin(llada: Path) -> None:
+    """A step reads what an autoregressive model of this size reads per token: 96 ms, as published."""
+    found = predict(llada, "orin-agx-64", canvas=32)
+    short, long = found.rows
+    assert kv_bytes(LLADA, "fp16") == 524_288
+    # 6.98 and 0.52 billion parameters of two bytes, and 896 x 0.524 MB, at 76 % of 204.8 GB/s.
+    parameters = 32 * (4 * 4096**2 + 3 * 4096 * 12288 + 8192) + 4096 + 126464 * 4096
+    assert short.needs.weights == 2 * parameters
+    expected = (2 * parameters + 896 * 524_288) / (0.76 * 204.8e9) * 1e3
+    assert short.step_ms == pytest.approx(expected) == pytest.approx(99.3, abs=0.1)
+    assert (short.step_bound, long.step_bound) == ("memory", "memory")
+    assert long.step_ms - short.step_ms == pytest.approx((3650 - 896) * 524_288 / (0.76 * 204.8e9) * 1e3)
+    # 2 x 6.98 billion for 928 positions, their attention and 32 rows of the head, at 64 % of 42.6 TFLOPS.
+    attention = 32 * 2 * 4096 * 928 * 928
+    flops = 2 * (32 * (4 * 4096**2 + 3 * 4096 * 12288) * 928 + attention + 126464 * 4096 * 32)
+    assert short.refresh_ms == pytest.approx(flops / (0.64 * 42.6e12) * 1e3)
+    assert 480 < short.refresh_ms < 520
+    assert long.free == 64_000_000_000 - long.needs.total > 0
+    assert "1,036 MB in one product" in found.notes[0]
+
+
+def test_what_does_not_fit_is_short(llada: Path) -> None:
+    rows = predict(llada, "orin-nx-16", canvas=32).rows
+    assert all(row.free < 0 for row in rows)
+    assert predict(llada, "h200").notes == ()
+
+
+def test_wide_canvas_waits_for_computing(llada: Path) -> None:
+    assert {row.step_bound for row in predict(llada, "orin-agx-64", canvas=128, batch=4).rows} == {"compute"}
+
+
+def test_precision_of_the_prediction(bundle_in: MakeBundle) -> None:
+    assert predict(bundle_in("fp32"), "rtx-40").precision == "fp16"
+    assert predict(bundle_in("bf16"), "rtx-40").precision == "bf16"
+    with pytest.raises(EngineError, match="no prediction for fp32") as caught:
+        predict(bundle_in("fp32"), "rtx-40", precision="fp32")
+    assert caught.value.cure == "pass --precision fp16 or bf16"
+
+
+def test_options_that_mean_nothing(bundle_in: MakeBundle) -> None:
+    with pytest.raises(OptionError, match="33 is no canvas bucket") as caught:
+        predict(bundle_in("fp16"), "rtx-40", canvas=33)
+    assert "8, 32" in caught.value.cure
+    with pytest.raises(OptionError, match="batch of 0"):
+        predict(bundle_in("fp16"), "rtx-40", batch=0)
