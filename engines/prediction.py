@@ -134,14 +134,18 @@ def predict(
                 free=int(wanted.memory_gb * 1e9) - needs.total,
             )
         )
+    return Prediction(wanted, precision, canvas, batch, tuple(rows), implications(wanted, g))
+
+
+def implications(target: Target, g: LanguageGeometry) -> tuple[str, ...]:
+    """What is known to go wrong with a model of this size on a target, in two bytes a value."""
     head = g.vocab_rows * g.hidden_size * 2
-    notes = []
-    if wanted.splits_head and head >= FAILED_HEAD_BYTES:
-        notes.append(
-            f"the head takes {head / 1e6:,.0f} MB in one product; {wanted.sources['splits_head']}. "
-            "`lladav export` does not split it yet"
-        )
-    return Prediction(wanted, precision, canvas, batch, tuple(rows), tuple(notes))
+    if not target.splits_head or head < FAILED_HEAD_BYTES:
+        return ()
+    return (
+        f"the head takes {head / 1e6:,.0f} MB in one product, which may not build: {target.sources['splits_head']}. "
+        "`lladav export` does not split it yet",
+    )
 
 
 @dataclass(frozen=True)

@@ -72,14 +72,26 @@ def check_engines(bundle: Bundle, target: str, prompt: int, canvas: int, batch: 
     if not records:
         raise EngineError(f"{bundle.path} has no engines for {target}", cure=command)
     here = describe(load_target(target).library)
-    needs = memory_needs(bundle.manifest, prompt, canvas, batch=batch, precision=bundle.manifest.precision)
+    needed = needed_bytes(bundle, records, prompt, canvas, batch)
     for record in records:
         if record.bundle != bundle.manifest.sha256:
             raise EngineError(
                 f"{bundle.path / record.plan.path} was built from another export than this bundle", cure=command
             )
-        preflight(record, here, needs.total, bundle.path)
+        preflight(record, here, needed, bundle.path)
     return records
+
+
+def needed_bytes(bundle: Bundle, records: tuple[EngineRecord, ...], prompt: int, canvas: int, batch: int) -> int:
+    """Memory for an answer with these engines.
+
+    Plans are counted at their size, and activations as the library asked for them while building,
+    which is for the largest shapes that it built for; one engine runs at a time.
+    """
+    needs = memory_needs(bundle.manifest, prompt, canvas, batch=batch, precision=bundle.manifest.precision)
+    asked = max((count for record in records for count in record.activations), default=needs.activations)
+    plans = sum(record.plan.bytes for record in records)
+    return plans + asked + needs.prompt_kv + needs.window_kv + needs.logits
 
 
 def _library_faults(record: EngineRecord, here: Here, bundle: Path) -> list[_Fault]:

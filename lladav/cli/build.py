@@ -7,7 +7,9 @@ from time import perf_counter
 from typing import Annotated, get_args
 
 import typer
+from rich.text import Text
 
+from lladav.bundle import Bundle
 from lladav.cli import screen
 from lladav.errors import OptionError
 
@@ -21,14 +23,18 @@ def build(
     ] = None,
 ) -> None:
     """Compile a bundle's graphs to engines for a GPU, into the bundle."""
-    from lladav.engines import Progress
+    from lladav.engines import Progress, load_target
     from lladav.engines import build as build_engines
+    from lladav.engines.prediction import implications
     from lladav.engines.target import EnginePrecision
 
     known: tuple[EnginePrecision, ...] = get_args(EnginePrecision)
     asked = next((name for name in known if name == precision), None)
     if precision is not None and asked is None:
         raise OptionError(f"--precision {precision!r} is none", cure=f"choose one of {', '.join(known)}")
+    opened = Bundle.open(bundle)
+    for note in implications(load_target(target), opened.manifest.geometry.language):
+        screen.stderr().print(Text("warning:", "yellow"), note, soft_wrap=True)
     began = perf_counter()
     with screen.stage_bars(screen.stderr(), percent=True) as bars:
         made = build_engines(bundle, target, precision=asked, progress=Progress(bars.start, bars.advance))

@@ -80,12 +80,13 @@ def test_step_joins_keys_and_values() -> None:
         (512, 768, 2048, 128, 1, 27984384, 13468160),
         (512, 1536, 2048, 512, 1, 38864896, 17238016),
         (512, 1536, 2048, 128, 2, 64619008, 18743808),
+        (4096, 12288, 3650, 128, 1, 416679424, 78496256),
     ],
 )
 def test_estimate_of_activations_lies_above_what_was_measured(
     width: int, inner: int, prompt: int, canvas: int, batch: int, refresh: int, step: int
 ) -> None:
-    """TensorRT-RTX 1.7.1.116, compute capability 8.6, fp16, two layers, heads of 64."""
+    """TensorRT-RTX 1.7.1.116, compute capability 8.6, fp16, two layers, heads of 64 or 128."""
     heads = {"heads": width // 64, "kv_heads": width // 64, "head_size": 64}
     g = LLADA.model_copy(update={"hidden_size": width, "intermediate_size": inner, **heads})
     window = prompt + canvas
@@ -93,7 +94,7 @@ def test_estimate_of_activations_lies_above_what_was_measured(
         (refresh, activation_bytes(g, window, window, past=0, batch=batch, width=2)),
         (step, activation_bytes(g, canvas, window, past=prompt, batch=batch, width=2)),
     ):
-        assert measured <= estimate <= 1.3 * measured
+        assert measured <= estimate <= 1.25 * measured
 
 
 def test_operations_of_a_pass() -> None:

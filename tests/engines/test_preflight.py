@@ -18,7 +18,8 @@ import lladav.engines.preflight
 from lladav.bundle import Bundle
 from lladav.engines import read_records
 from lladav.engines.here import Here, describe
-from lladav.engines.preflight import check_engines, preflight
+from lladav.engines.needs import memory_needs
+from lladav.engines.preflight import check_engines, needed_bytes, preflight
 from lladav.errors import EngineError
 from lladav.inspect import inspect
 from lladav.machine import Gpu, Machine, Memory
@@ -155,6 +156,16 @@ def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_engines_at_home(built_bundle: Path) -> None:
     records = check_engines(Bundle.open(built_bundle), "rtx-40", 128, 32)
     assert {record.graph for record in records} == {"denoiser", "vision_encoder", "connector"}
+
+
+def test_memory_is_that_of_the_plans_and_what_the_library_asked_for(built_bundle: Path) -> None:
+    records = read_records(built_bundle, "rtx-40")
+    bundle = Bundle.open(built_bundle)
+    needs = memory_needs(bundle.manifest, 128, 32, batch=2, precision="fp16")
+    buffers = needs.prompt_kv + needs.window_kv + needs.logits
+    assert needed_bytes(bundle, records, 128, 32, 2) == 3 * 5000 + buffers + needs.activations
+    asked = tuple(record.model_copy(update={"activations": (7, 9)}) for record in records)
+    assert needed_bytes(bundle, asked, 128, 32, 2) == 3 * 5000 + buffers + 9
 
 
 @pytest.mark.usefixtures("at_home")
