@@ -68,6 +68,7 @@ class Canvas:
         self._settled: dict[str, str] = {}
         self.block = 0
         self._end = schedule.block_length
+        self.follow()
 
     @property
     def length(self) -> int:
@@ -122,37 +123,21 @@ class Canvas:
         rule = self.restriction(row)
         return bool((rule.ids == self.tokens[row]).any()) == rule.allowed
 
-    def commit(self, rows: np.ndarray) -> np.ndarray:
-        """Decides rows as the model picked; a mask token leaves its row masked.
-
-        Args:
-            rows: `[k]` int64, the best first.
-
-        Returns:
-            Those that were decided: of rows that contradict one another in a template, the first.
-        """
-        if self.template is None:
-            self._decide(rows)
-            return rows
-        decided = []
-        for row in rows:
-            if self.allows(row):
-                self._decide(rows[rows == row])
-                decided.append(row)
-        return np.array(decided, np.int64)
-
-    def _decide(self, rows: np.ndarray) -> None:
+    def commit(self, rows: np.ndarray) -> None:
+        """Decides rows `[k]` int64 as the model picked; a mask token leaves its row masked."""
         self.masked[rows] = self._is_mask[self.tokens[rows]]
         own = rows[rows < self.length]
         self.ids[own] = self.tokens[own]
 
-    def close(self) -> np.ndarray:
-        """Fills what needs no deciding because an end stands before it; returns these rows."""
+    def follow(self) -> np.ndarray:
+        """Decides what follows from a template and what was decided so far; returns these rows."""
         if self.template is None:
             return np.zeros(0, np.int64)
-        rows = np.flatnonzero(self.template.closed(self.ids, self.masked[: self.length]))
-        self.ids[rows] = self.template.filler
-        self.masked[rows] = False
+        implied = self.template.implied(self.ids, self.masked[: self.length])
+        rows = np.flatnonzero(implied >= 0)
+        self.tokens[rows] = implied[rows]
+        self.confidences[rows] = 1.0
+        self.commit(rows)
         return rows
 
     def scan(self) -> None:
@@ -164,7 +149,7 @@ class Canvas:
         if self.template is None:
             return {}
         for hole in self.template.holes:
-            # What has settled stays, and `close` leaves no mask behind the end of a hole.
+            # What has settled stays.
             if hole.name not in self._settled and not self.masked[hole.span].any():
                 self._settled[hole.name] = self.template.hole_text(hole, self.ids)
         return dict(self._settled)

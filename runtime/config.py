@@ -12,6 +12,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -20,6 +21,8 @@ from lladav.runtime.selectors import SelectorName
 
 PresetName = Literal["exact", "quality", "balanced", "fast", "realtime"]
 View = Literal["anyres", "single"]
+# Beyond it, float32 logits lose what tells them apart, and then overflow.
+_LARGEST = 1e4
 Grid: TypeAlias = tuple[PositiveInt, PositiveInt]
 
 
@@ -63,9 +66,9 @@ class GenerationConfig(BaseModel):
     gen_length: PositiveInt | None = None
     block_length: PositiveInt | None = None
     steps: PositiveInt | None = None
-    temperature: NonNegativeFloat = Field(default=0.0, allow_inf_nan=False)
+    temperature: NonNegativeFloat = Field(default=0.0, le=_LARGEST)
     seed: NonNegativeInt = 0
-    cfg_scale: NonNegativeFloat = Field(default=0.0, allow_inf_nan=False)
+    cfg_scale: NonNegativeFloat = Field(default=0.0, le=_LARGEST)
     remasking: Literal["low_confidence", "random"] = "low_confidence"
     stop: tuple[str, ...] | None = None
     stop_ids: tuple[tuple[NonNegativeInt, ...], ...] = ()
@@ -83,6 +86,17 @@ class GenerationConfig(BaseModel):
     template: str | None = None
     max_grid: Grid | None = None
     view: View | None = None
+
+    @field_validator("max_grid", mode="before")
+    @classmethod
+    def _columns_x_rows(cls, value: object) -> object:
+        """Takes `"2x3"` for `(2, 3)`."""
+        if not isinstance(value, str):
+            return value
+        columns, _, rows = value.lower().partition("x")
+        if not (columns.isdecimal() and rows.isdecimal()):
+            raise ValueError(f"{value[:60]!r} is no grid; write columns x rows, like 2x2")
+        return int(columns), int(rows)
 
     @model_validator(mode="after")
     def _consistent(self) -> GenerationConfig:

@@ -13,12 +13,13 @@ from time import perf_counter
 
 import numpy as np
 
+from lladav.errors import BackendError, OptionError
 from lladav.manifest import MASK_DISTANCE, SpecialTokens
 from lladav.runtime.canvas import Canvas
 from lladav.runtime.config import GenerationConfig, Schedule
 from lladav.runtime.denoiser import Denoiser
 from lladav.runtime.embedding import EmbeddingTable
-from lladav.runtime.pacing import Pacer
+from lladav.runtime.pacing import Pacer, PassTimes, pass_key
 from lladav.runtime.presets import Knobs
 from lladav.runtime.results import FinishReason, PassKind, StepEvent
 from lladav.runtime.sampling import Sampler, guide, restrict
@@ -79,12 +80,15 @@ class DenoisingLoop:
         table: EmbeddingTable,
         tokens: SpecialTokens,
         request: Request,
+        times: PassTimes | None = None,
         pacer: Pacer | None = None,
     ) -> None:
         self._request = request
         self._table = table
+        self._times = times or PassTimes()
         self._pacer = pacer
         self._selector = request.knobs.make_selector()
+        self._scheduled = request.knobs.selector == "fixed"
         mask_row = table.gather([tokens.mask])
         self.canvases = [
             Canvas(
@@ -94,7 +98,7 @@ class DenoisingLoop:
                 prompt_masks=_masks_inside(prompt, mask_row) - len(prompt),
                 stops=request.stops,
                 template=request.template,
-                adaptive=request.knobs.selector != "fixed",
+                adaptive=not self._scheduled,
             )
             for prompt in request.prompts
         ]
@@ -121,6 +125,7 @@ class DenoisingLoop:
             length + prompt_rows,
             cached=request.knobs.refresh_interval != 1 or self._pacer is not None,
         )
+        window.owner = self
         for number, prompt in enumerate(request.prompts):
             window.prompt[number, : len(prompt)] = prompt
             if self._guided:
@@ -152,7 +157,16 @@ class DenoisingLoop:
             yield self._denoise(due)
 
     def _denoise(self, due: list[int | None]) -> tuple[StepEvent | None, ...]:
-        """One pass, and what it commits on every unfinished canvas."""
+        """One pass, and what it commits on every unfinished canvas.
+
+        Raises:
+            OptionError: the buffers serve another answer by now.
+        """
+        if self._window.owner is not self:
+            raise OptionError(
+                f"this answer was interrupted by another one of the same pipeline after {self._step} passes",
+                cure="finish a stream, or drop it, before asking again; or load a second pipeline",
+            )
         began = perf_counter()
         kind, last = self._plan()
         turns = [self._turn(number, quota, kind, last) for number, quota in enumerate(due) if quota is not None]
@@ -166,17 +180,16 @@ class DenoisingLoop:
         for turn, place in zip(turns, places, strict=True):
             rows = self._own_logits(logits, turn, np.searchsorted(wanted, place))
             self._evaluate(turn, rows)
-            chosen = self._commit(turn, self._select(turn))
-            forced = self._commit_rest(turn, chosen, rows) if last else chosen[:0]
+            chosen = self._commit(turn, self._select(turn), rows, whole=self._scheduled)
             turn.canvas.scan()
+            forced = self._commit_rest(turn, rows) if last else chosen[:0]
             self._committed += len(chosen)
             self._out_of_time |= len(forced) > 0
             done.append((turn, chosen, forced))
         ms = (perf_counter() - began) * 1e3
         for turn, chosen, forced in done:
             events[turn.number] = self._event(turn, kind, chosen, forced, ms, graph_ms)
-        if self._pacer is not None:
-            self._pacer.done(kind, ms)
+        self._times.add(pass_key(kind, self._window.size), ms)
         self._step += 1
         return tuple(events)
 
@@ -212,48 +225,75 @@ class DenoisingLoop:
         return own
 
     def _evaluate(self, turn: Turn, logits: np.ndarray) -> None:
-        """Token and confidence of every row that this pass computed."""
+        """Token and confidence of every row that this pass computed.
+
+        Raises:
+            BackendError: logits that are no numbers.
+        """
         canvas = turn.canvas
-        if canvas.template is not None:
-            for row, own in zip(turn.computed, logits, strict=True):
+        for row, own in zip(turn.computed, logits, strict=True) if canvas.template is not None else ():
+            if row < canvas.length:
                 restrict(own, canvas.restriction(row))
         picks = self._samplers[turn.number].pick(logits)
+        if not np.isfinite(picks.confidences).all():
+            raise BackendError(
+                f"pass {self._step + 1} gave logits that are no numbers for {int(np.isnan(picks.confidences).sum())} "
+                f"of {len(logits)} positions",
+                cure="run `lladav verify BUNDLE CHECKPOINT`; export again with --dtype fp32 if float16 overflows",
+            )
         canvas.tokens[turn.computed] = picks.tokens
         canvas.confidences[turn.computed] = picks.confidences
         if picks.entropies is not None:
             canvas.entropies[turn.computed] = picks.entropies
-        if self._request.config.remasking == "random":
-            canvas.confidences[turn.candidates] = self._draws[turn.number].random(len(turn.candidates))
 
     def _select(self, turn: Turn) -> np.ndarray:
         """Rows to commit, the best first."""
         canvas, rows = turn.canvas, turn.candidates
+        ranks = canvas.confidences[rows]
+        if self._request.config.remasking == "random":
+            ranks = self._draws[turn.number].random(len(rows))
         entropies = canvas.entropies[rows] if self._selector.needs_entropy else None
-        chosen: np.ndarray = rows[self._selector.select(Scores(canvas.confidences[rows], entropies), turn.quota)]
+        chosen: np.ndarray = rows[self._selector.select(Scores(ranks, entropies), turn.quota)]
         return chosen
 
-    def _commit(self, turn: Turn, rows: np.ndarray) -> np.ndarray:
-        """Decides rows, but for those that a better one of the same hole of a template rules out."""
-        decided = turn.canvas.commit(rows)
-        self._write(turn.number, np.concatenate((decided, turn.canvas.close())))
-        return decided
+    def _commit(self, turn: Turn, rows: np.ndarray, logits: np.ndarray, *, whole: bool) -> np.ndarray:
+        """Decides rows, the best first.
 
-    def _commit_rest(self, turn: Turn, chosen: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        """Decides everything else, because no further pass fits the deadline."""
+        Args:
+            rows: `[k]` int64.
+            logits: `[m, V]` of `turn.computed`.
+            whole: a row whose token a better one of the same hole of a template rules out takes the
+                likeliest that is left; otherwise it waits for the next pass.
+
+        Returns:
+            Those that were decided.
+        """
         canvas = turn.canvas
-        rest = np.setdiff1d(turn.candidates, chosen)
-        rest = rest[np.argsort(-canvas.confidences[rest], kind="stable")]
         if canvas.template is None:
-            return self._commit(turn, rest)
-        forced = [rest[:0]]
-        for row in rest:
-            if canvas.masked[row]:  # else closed by an end that was just committed before it
-                if not canvas.allows(row):
-                    own = logits[np.searchsorted(turn.computed, row)]
-                    restrict(own, canvas.restriction(row))
-                    canvas.tokens[row] = own.argmax()
-                forced.append(self._commit(turn, np.array([row])))
-        return np.concatenate(forced)
+            canvas.commit(rows)
+            self._write(turn.number, rows)
+            return rows
+        decided = []
+        for row in rows.tolist():
+            if not canvas.masked[row]:
+                continue  # it followed from a better one
+            if not canvas.allows(row):
+                if not whole:
+                    continue
+                own = logits[np.searchsorted(turn.computed, row)]
+                restrict(own, canvas.restriction(row))
+                canvas.tokens[row] = own.argmax()
+                canvas.confidences[row] = 1 / np.exp(own - own.max()).sum(dtype=np.float64)
+            canvas.commit(np.array([row]))
+            decided.append(row)
+            self._write(turn.number, np.append(canvas.follow(), row))
+        return np.array(decided, np.int64)
+
+    def _commit_rest(self, turn: Turn, logits: np.ndarray) -> np.ndarray:
+        """Decides everything before the stop, because no further pass fits the deadline."""
+        canvas = turn.canvas
+        rest = np.intersect1d(turn.candidates, canvas.candidates(whole=True))
+        return self._commit(turn, rest[np.argsort(-canvas.confidences[rest], kind="stable")], logits, whole=True)
 
     def _write(self, number: int, rows: np.ndarray) -> None:
         """Gives the model what was decided; the unconditional sequence of guidance keeps its masked prompt."""

@@ -82,12 +82,14 @@ class Window:
         prompt: `[B, prompt bucket, D]` float32 input rows of the prompts.
         canvas: `[B, canvas bucket, D]` float32 input rows of answer and suffix.
         cached: whether there are buffers for `step`.
+        owner: whose rows are in the buffers.
     """
 
     def __init__(self, session: Any, manifest: Manifest, batch: int, prompt: int, canvas: int, cached: bool) -> None:
         language = manifest.geometry.language
         self.size = (batch, prompt, canvas)
         self.cached = cached
+        self.owner: object = None
         window = prompt + canvas
         self._vocabulary = language.vocab_rows
         self._embeds = np.zeros((batch, window, language.hidden_size), np.float32)

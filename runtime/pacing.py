@@ -13,7 +13,7 @@ import math
 import os
 import platform
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
@@ -27,6 +27,11 @@ KEPT = 200
 """Latest times per pass that the percentile is taken of."""
 
 PERCENTILE = 99
+
+_LONGEST = 3.6e6
+"""Milliseconds: what a damaged table says beyond an hour is not believed."""
+
+_SAVE_EVERY = 100
 
 FINISH = "finish"
 """Key of what is left to do after the last pass."""
@@ -44,6 +49,7 @@ class PassTimes:
     def __init__(self, file: Path | None = None) -> None:
         self._file = file
         self._times: dict[str, deque[float]] = {}
+        self._unsaved = 0
         for key, times in _read(file).items():
             self._times[key] = deque(times, KEPT)
 
@@ -59,8 +65,19 @@ class PassTimes:
         name = f"{seal[:16]}-{hashlib.sha256(machine.encode()).hexdigest()[:8]}.json"
         return cls(Path(platformdirs.user_cache_dir("lladav")) / "passes" / name)
 
+    @property
+    def file(self) -> Path | None:
+        """Where the table is kept."""
+        return self._file
+
     def add(self, key: str, ms: float) -> None:
         self._times.setdefault(key, deque(maxlen=KEPT)).append(ms)
+        self._unsaved += 1
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Drops what was measured, so that it is measured anew."""
+        for key in keys:
+            self._times.pop(key, None)
 
     def count(self, key: str) -> int:
         """How many times are known for `key`."""
@@ -71,10 +88,15 @@ class PassTimes:
         times = self._times.get(key)
         return float(np.percentile(times, PERCENTILE, method="higher")) if times else 0.0
 
-    def save(self) -> None:
-        """Keeps the table for the next run; a folder that cannot be written costs a warm-up, no more."""
-        if self._file is None:
+    def save(self, *, now: bool = True) -> None:
+        """Keeps the table for the next run; a folder that cannot be written costs a warm-up, no more.
+
+        Args:
+            now: else only where much has been added since the last time.
+        """
+        if self._file is None or not (now or self._unsaved >= _SAVE_EVERY):
             return
+        self._unsaved = 0
         beside = self._file.with_suffix(f".{os.getpid()}")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -89,11 +111,8 @@ def _read(file: Path | None) -> dict[str, list[float]]:
     """The table in `file`; none where it is missing or no such table."""
     try:
         table = json.loads(file.read_text("utf-8")) if file is not None else {}
-        return {
-            str(key): [float(t) for t in times if math.isfinite(float(t)) and float(t) >= 0]
-            for key, times in table.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError):
+        return {str(key): [float(t) for t in times if 0 <= float(t) <= _LONGEST] for key, times in table.items()}
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}
 
 
@@ -111,7 +130,7 @@ class Pacer:
     """Decides pass by pass what a deadline leaves room for.
 
     Args:
-        times: measured so far, and renewed by `done`.
+        times: measured so far, and renewed by every pass.
         size: of the window: sequences, prompt bucket, canvas bucket.
         deadline: instant in seconds, on the clock of `now`.
         now: the clock.
@@ -144,7 +163,3 @@ class Pacer:
                 kind = "step"
         cost = refresh if kind == "refresh" else step
         return kind, left < cost + step
-
-    def done(self, kind: PassKind, ms: float) -> None:
-        """Renews the table with a pass that took `ms`, host time included."""
-        self._times.add(pass_key(kind, self._size), ms)

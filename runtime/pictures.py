@@ -35,7 +35,7 @@ from lladav.runtime.vision import VisionEncoder
 Floats = npt.NDArray[np.float32]
 
 FEATURE_CACHE_BYTES = 256 << 20
-"""Default bound of what is kept of earlier pictures: 17 ordinary photographs at the real size."""
+"""Default bound of what is kept of earlier pictures: 4 ordinary photographs at the real size."""
 
 
 @dataclass(frozen=True)
@@ -166,24 +166,31 @@ class PictureReader:
         """Whether its rows are kept from an earlier answer."""
         return self._cache.get(prepared.digest) is not None
 
-    def rows(self, prepared: Prepared, clock: Clock) -> Floats:
-        """What the language model sees of it: `[n, D]` float32, not to be written to."""
+    def rows(self, pictures: Sequence[Prepared], clock: Clock) -> tuple[list[Floats], int]:
+        """What the language model sees of pictures, each encoded at most once.
+
+        Returns:
+            `[n, D]` float32 of each, not to be written to; and how many were known from before.
+        """
         with clock.stage("feature_cache"):
-            kept = self._cache.get(prepared.digest)
-        if kept is not None:
-            return kept
-        features = self._encode(prepared, clock)
-        with clock.stage("merge"):
-            rows = merge.apply(prepared.plan, features, self.encoder.newline)
-        self._cache.put(prepared.digest, rows)
-        return rows
+            kept = {picture.digest: self._cache.get(picture.digest) for picture in pictures}
+        known = sum(kept[picture.digest] is not None for picture in pictures)
+        out = []
+        for picture in pictures:
+            rows = kept[picture.digest]
+            if rows is None:
+                features = self.encode(picture, self._times, clock)
+                with clock.stage("merge"):
+                    rows = merge.apply(picture.plan, features, self.encoder.newline)
+                kept[picture.digest] = rows
+                self._cache.put(picture.digest, rows)
+            out.append(rows)
+        return out, known
 
-    def measure(self, prepared: Prepared) -> None:
-        """Encodes a picture only to see how long it takes."""
-        self._encode(prepared, Clock())
-
-    def _encode(self, prepared: Prepared, clock: Clock) -> Floats:
-        features, spent = self.encoder.encode(prepared.crops)
-        self._times.add(vision_key(len(prepared.crops)), sum(spent.values()))
-        clock.add(spent)
+    def encode(self, picture: Prepared, times: PassTimes, clock: Clock | None = None) -> Floats:
+        """Features `[T, N, D]` float32 of a picture's crops; how long it took goes to `times` and `clock`."""
+        features, spent = self.encoder.encode(picture.crops)
+        times.add(vision_key(len(picture.crops)), sum(spent.values()))
+        if clock is not None:
+            clock.add(spent)
         return features

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from lladav.bundle import Bundle
 from lladav.errors import OptionError
 from lladav.runtime.clock import Clock
 from lladav.runtime.config import GenerationConfig
-from lladav.runtime.deadline import pacer_for
+from lladav.runtime.deadline import DeadlineKeeper
 from lladav.runtime.denoise import DenoisingLoop, Request
 from lladav.runtime.denoiser import Denoiser
 from lladav.runtime.embedding import EmbeddingTable, merge_prompt
@@ -42,6 +43,7 @@ class _Asked:
     ids: list[int]
     stops: tuple[tuple[int, ...], ...]
     pictures: list[Prepared]
+    masks: int
     clock: Clock
     reused: int = 0
 
@@ -69,6 +71,9 @@ class Pipeline:
         self.denoiser = Denoiser(bundle, threads)
         self.times = PassTimes.of(manifest.sha256, threads)
         self.pictures = PictureReader(bundle, threads, max_pixels, cache_bytes, self.times)
+        self._deadlines = DeadlineKeeper(self.times, self.denoiser, self.pictures)
+        # Answers share the denoiser's buffers; those that are not streamed wait for one another.
+        self._lock = threading.RLock()
         self._encoder = Encoder(manifest, self.tokenizer, self.table.rows)
 
     @classmethod
@@ -115,7 +120,8 @@ class Pipeline:
             PromptError, ImageError, OptionError: the input cannot be used as it is.
         """
         question = Question(prompt, prompt_ids, images, video, video_frames, exif)
-        *_, answer = self._stream(question, config or GenerationConfig())
+        with self._lock:
+            *_, answer = self._stream(question, config or GenerationConfig())
         assert isinstance(answer, Answer)
         return answer
 
@@ -130,7 +136,10 @@ class Pipeline:
         config: GenerationConfig | None = None,
         exif: bool = False,
     ) -> Iterator[StepEvent | Answer]:
-        """As `generate`, yielding every step as it is done, and the `Answer` at the end."""
+        """As `generate`, yielding every step as it is done, and the `Answer` at the end.
+
+        A stream that is continued after something else was asked of the pipeline raises `OptionError`.
+        """
         question = Question(prompt, prompt_ids, images, video, video_frames, exif)
         return self._stream(question, config or GenerationConfig())
 
@@ -141,16 +150,16 @@ class Pipeline:
         *,
         prompt_ids: Sequence[int] | None = None,
         images: Sequence[Source] = (),
+        video: str | Path | Sequence[str | Path] | None = None,
+        video_frames: int = DEFAULT_FRAMES,
         config: GenerationConfig | None = None,
+        exif: bool = False,
     ) -> tuple[Any, Answer]:
         """Answers with the fields of a schema, filled in.
 
         Args:
             schema: a pydantic model or a JSON schema of flat fields; see `schema`.
-            prompt: see `Question`, as the others.
-            prompt_ids: the same as ids.
-            images: pictures.
-            config: without a template.
+            config: without a template; the others as in `generate`.
 
         Returns:
             An instance of the model, or a dict for a JSON schema; and the whole answer.
@@ -158,16 +167,23 @@ class Pipeline:
         Raises:
             OptionError: the schema has fields that a template cannot promise; or as `generate`.
         """
-        config = config or GenerationConfig()
-        if config.template is not None:
+        given = (config or GenerationConfig()).model_dump(exclude_unset=True)
+        if given.get("template") is not None:
             raise OptionError("a schema and a template contradict each other", cure="leave one of them out")
-        config = GenerationConfig.model_validate({**config.model_dump(), "template": template_text(schema)})
-        answer = self.generate(prompt, prompt_ids=prompt_ids, images=images, config=config)
+        answer = self.generate(
+            prompt,
+            prompt_ids=prompt_ids,
+            images=images,
+            video=video,
+            video_frames=video_frames,
+            config=generation_config(**{**given, "template": template_text(schema)}),
+            exif=exif,
+        )
         return parse_object(schema, answer.text), answer
 
     def generate_batch(
         self, questions: Sequence[Question], config: GenerationConfig | None = None, *, batch: int = BATCH
-    ) -> list[Answer]:
+    ) -> Iterator[Answer]:
         """Answers several questions, as `generate` would one by one, and faster.
 
         Questions about one picture share the vision encoder's work, and those whose prompts fit
@@ -178,6 +194,9 @@ class Pipeline:
             config: of all of them.
             batch: most questions to compute side by side; each takes memory for a canvas of
                 logits and, with cached steps, for a prompt's keys and values.
+
+        Yields:
+            Answers in the order of the questions, as soon as their batch is done.
 
         Raises:
             OptionError: a deadline, which is for one question; or as `generate`.
@@ -191,53 +210,65 @@ class Pipeline:
         if batch < 1:
             raise OptionError(f"a batch of {batch} answers nothing", cure="pass 1 or more")
         plan = self._encoder.plan(config)
-        answers: dict[int, Answer] = {}
-        for start in range(0, len(questions), batch):
-            asked = {
-                number: self._prepare(questions[number], plan)
-                for number in range(start, min(start + batch, len(questions)))
-            }
-            for group in self._alike(asked):
-                answers.update(zip(group, self._answer_all([asked[n] for n in group], plan), strict=True))
-        return [answers[number] for number in range(len(questions))]
+        return self._batches([questions[i : i + batch] for i in range(0, len(questions), batch)], plan)
+
+    def _batches(self, batches: Sequence[Sequence[Question]], plan: Plan) -> Iterator[Answer]:
+        for questions in batches:
+            answers: dict[int, Answer] = {}
+            with self._lock:
+                asked = [self._prepare(question, plan) for question in questions]
+                for group in self._alike(asked):
+                    answers.update(zip(group, self._answer_all([asked[n] for n in group], plan), strict=True))
+            yield from (answers[number] for number in range(len(questions)))
 
     def image_rows(self, source: Source, aspect: Aspect = "anyres", exif: bool = False) -> Floats:
         """What the language model sees of one picture: rows `[n, D]` float32."""
-        return self.pictures.rows(self.pictures.picture(source, aspect, exif=exif), Clock())
+        (rows,), _ = self.pictures.rows([self.pictures.picture(source, aspect, exif=exif)], Clock())
+        return rows
 
     def _stream(self, question: Question, config: GenerationConfig) -> Iterator[StepEvent | Answer]:
-        if question.pictures:
-            self.pictures.load()
+        self._load_parts(question, config)
         began = perf_counter()
-        plan = self._encoder.plan(config)
-        asked = self._prepare(question, plan)
-        pacer = None
-        if config.deadline_ms is not None:
-            pacer = pacer_for(
-                self.times,
-                self.denoiser,
-                self.pictures,
-                asked.pictures,
-                prompt=self._kept(asked),
-                canvas=plan.schedule.gen_length + len(plan.suffix),
-                copies=2 if config.cfg_scale > 0 else 1,
-                began=began,
-                deadline_ms=config.deadline_ms,
-                clock=asked.clock,
-            )
-        loop = self._loop([asked], plan, pacer)
+        with self._lock:
+            plan = self._encoder.plan(config)
+            asked = self._prepare(question, plan)
+            pacer = self._pacer(asked, plan, began) if config.deadline_ms is not None else None
+            loop = self._loop([asked], plan, pacer)
         steps: list[StepEvent] = []
-        for (event,) in loop:
-            assert event is not None
+        passes = iter(loop)
+        while True:
+            with self._lock:
+                (event,) = next(passes, (None,))
+            if event is None:
+                break
             steps.append(event)
             asked.clock.add({"denoise": event.ms})
             yield event
         ended = perf_counter()
         answer = self._answer(asked, plan, loop, 0, steps)
-        if pacer is not None:
-            self.times.save()
-            self.times.add(FINISH, (perf_counter() - ended) * 1e3)
+        self.times.add(FINISH, (perf_counter() - ended) * 1e3)
+        self.times.save(now=False)
         yield answer
+
+    def _load_parts(self, question: Question, config: GenerationConfig) -> None:
+        """Loads what only some questions need, so that no deadline pays for what happens once."""
+        if question.pictures:
+            self.pictures.load()
+        if config.template is not None:
+            self.tokenizer.vocabulary(self.bundle.manifest.geometry.language.vocab_rows)
+
+    def _pacer(self, asked: _Asked, plan: Plan, began: float) -> Pacer:
+        assert plan.config.deadline_ms is not None
+        length = plan.schedule.gen_length
+        return self._deadlines.pacer(
+            asked.pictures,
+            prompts=[self._kept(asked)] * (2 if plan.config.cfg_scale > 0 else 1),
+            canvas=length + len(plan.suffix),
+            rows=length + asked.masks,
+            began=began,
+            deadline_ms=plan.config.deadline_ms,
+            clock=asked.clock,
+        )
 
     def _answer_all(self, asked: Sequence[_Asked], plan: Plan) -> list[Answer]:
         loop = self._loop(asked, plan, None)
@@ -261,14 +292,19 @@ class Pipeline:
             ]
             if question.video is not None:
                 pictures.append(self.pictures.video(question.video, question.video_frames))
-        return _Asked(ids, stops, pictures, clock)
+        aliases = self.bundle.manifest.tokens.mask_aliases
+        return _Asked(ids, stops, pictures, sum(i in aliases for i in ids), clock)
 
-    def _alike(self, asked: dict[int, _Asked]) -> list[list[int]]:
-        """Numbers of the questions that can be computed side by side: same bucket, same stops."""
+    def _alike(self, asked: Sequence[_Asked]) -> list[list[int]]:
+        """Numbers of the questions that can be computed side by side: same bucket, same stops.
+
+        Masks inside prompts take rows of logits, of which a pass has as many as a canvas bucket:
+        such questions are asked alone.
+        """
         groups: dict[object, list[int]] = {}
-        for number, one in asked.items():
+        for number, one in enumerate(asked):
             bucket = smallest_fitting(self.bundle.manifest.buckets.prompt, self._kept(one))
-            groups.setdefault((bucket, one.stops), []).append(number)
+            groups.setdefault((bucket, one.stops, number if one.masks else None), []).append(number)
         return list(groups.values())
 
     def _kept(self, asked: _Asked) -> int:
@@ -278,14 +314,13 @@ class Pipeline:
     def _loop(self, asked: Sequence[_Asked], plan: Plan, pacer: Pacer | None) -> DenoisingLoop:
         prompts = []
         for one in asked:
-            one.reused = sum(self.pictures.known(picture) for picture in one.pictures)
-            rows = [self.pictures.rows(picture, one.clock) for picture in one.pictures]
+            rows, one.reused = self.pictures.rows(one.pictures, one.clock)
             with one.clock.stage("merge"):
                 prompts.append(merge_prompt(one.ids, self.table, rows, self.bundle.manifest.max_prompt)[0])
         request = Request(
             tuple(prompts), plan.schedule, plan.config, plan.knobs, asked[0].stops, plan.suffix, plan.template
         )
-        return DenoisingLoop(self.denoiser, self.table, self.bundle.manifest.tokens, request, pacer)
+        return DenoisingLoop(self.denoiser, self.table, self.bundle.manifest.tokens, request, self.times, pacer)
 
     def _answer(self, asked: _Asked, plan: Plan, loop: DenoisingLoop, number: int, steps: list[StepEvent]) -> Answer:
         canvas = loop.canvases[number]

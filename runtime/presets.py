@@ -90,7 +90,9 @@ def resolve(config: GenerationConfig) -> Knobs:
     base = PRESETS[name]
     selector = config.selector or base.selector
     _check(config, name, selector)
-    chosen: dict[str, Any] = {"preset": name, "selector": selector, "forbid_mask": base.forbid_mask}
+    # An adaptive loop would commit a predicted mask for ever.
+    forbid_mask = base.forbid_mask or selector != "fixed"
+    chosen: dict[str, Any] = {"preset": name, "selector": selector, "forbid_mask": forbid_mask}
     for option in ("refresh_interval", "max_grid", "view"):
         given = getattr(config, option)
         chosen[option] = getattr(base, option) if given is None else given
@@ -126,7 +128,7 @@ def _check(config: GenerationConfig, preset: PresetName, selector: SelectorName)
         why = "" if config.preset else " (--steps, --block-length and --remasking random ask for it)"
         raise OptionError(
             f"--deadline-ms and the exact preset contradict each other{why}: a deadline changes the answer",
-            cure="pass --preset realtime for a fixed number of steps, or leave --preset and --steps out",
+            cure="name another preset: --preset realtime keeps a fixed number of steps",
         )
     if config.image_aspect == "pad" and (config.view or config.max_grid):
         option = "--view" if config.view else "--max-grid"

@@ -21,10 +21,11 @@ class StepEvent:
         step: 0, 1, ... over the whole answer.
         kind: `refresh` computed prompt and canvas, `step` the canvas alone.
         block: block that was being filled.
-        positions: committed in this step, most confident first, counted from the first
-            position of the answer (negative: a mask inside the prompt).
+        positions: committed in this step, the best first, counted from the first position of the
+            answer (negative: a mask inside the prompt). What follows from them in a template
+            without being asked is in `canvas` only.
         tokens: what was committed there.
-        confidences: probability of each of them, or random ranks with `remasking="random"`.
+        confidences: probability of each of them.
         canvas: ids of the answer so far, masks included, `gen_length` of them.
         provisional: the same with what the model last picked in place of masks, as far as it was
             asked; it may still change.
@@ -57,19 +58,19 @@ class Answer:
     Attributes:
         token_ids: up to the stop (which is left out), then the suffix, as the authors'
             `generate` returns them.
-        text: `token_ids` decoded, special tokens left out.
+        text: `token_ids` decoded, special tokens left out; a template with its holes filled.
         finish_reason: `stop` where a stop was found, `length` where the canvas was filled,
             `deadline` where the rest was committed because time ran out.
         prompt_tokens: positions of the merged prompt, images included.
-        image_tokens: of which each picture or video takes.
-        tiles: crops that the vision encoder saw of each.
+        image_tokens: of which each place of a picture or video takes, in the order of the prompt.
+        tiles: crops of each picture or video that was given.
         reused_pictures: whose features were kept from an earlier answer.
         truncated_tokens: prompt positions that were cut off at the model's limit.
         knobs: the preset and everything it stands for.
         passes: of the denoiser, by kind; guidance computes two sequences in each.
         mean_confidence: of what was committed, up to the stop; 1 where nothing was.
         forced_tokens: committed because time ran out.
-        values: of a template's holes, by name; of a schema, its fields.
+        values: of a template's holes, by name.
         steps: one event per pass of the denoiser.
         timings_ms: milliseconds per stage, in order, and their `total`.
     """

@@ -124,22 +124,28 @@ class Template:
             known = self._latest[hole.start] = key, hole.restrictions(committed.tolist())
         return known[1][position - hole.start]
 
-    def closed(self, ids: np.ndarray, masked: np.ndarray) -> np.ndarray:
-        """Masked positions behind a filler in the same hole: they need no deciding, and take the filler.
+    def implied(self, ids: np.ndarray, masked: np.ndarray) -> np.ndarray:
+        """What masked positions become without being asked: behind a filler, or where one token is left.
+
+        Args:
+            ids: `[length]` int64, what is committed so far.
+            masked: `[length]` bool.
 
         Returns:
-            `[length]` bool.
+            `[length]` int64: a token, or -1 where there is something to decide, or no mask.
         """
-        behind = np.zeros(self.length, bool)
-        ended = (ids[: self.length] == self.filler) & ~masked[: self.length]
+        out = np.full(self.length, -1, np.int64)
         for hole in self.holes:
-            behind[hole.span] = np.logical_or.accumulate(ended[hole.span])
-        behind &= masked[: self.length]
-        return behind
-
-    def settled(self, hole: Hole, ids: np.ndarray, masked: np.ndarray) -> bool:
-        """Whether nothing is left to decide in a hole."""
-        return not (masked[: self.length] & ~self.closed(ids, masked))[hole.span].any()
+            if hole.shapes:
+                for place in np.flatnonzero(masked[hole.span]) + hole.start:
+                    allowed = self.restriction(int(place), ids, masked).ids
+                    if len(allowed) == 1:
+                        out[place] = allowed[0]
+            else:
+                ended = (ids[hole.span] == self.filler) & ~masked[hole.span]
+                behind = np.logical_or.accumulate(ended) & masked[hole.span]
+                out[hole.span][behind] = self.filler
+        return out
 
     def hole_text(self, hole: Hole, ids: np.ndarray) -> str:
         """Text of a hole up to its first filler, without white space at both ends; masks are left out."""

@@ -11,6 +11,7 @@ letter and every other hole for a 0.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -153,11 +154,13 @@ def _json_places(literals: Sequence[str], blanks: Sequence[Blank]) -> tuple[Plac
     skeleton = _fill(literals, ["x" if inside else "0" for inside in quoted])
     try:
         root, repeated = _load(skeleton)
+    except RecursionError:
+        raise OptionError("--template is nested too deeply", cure="write flatter JSON") from None
     except ValueError as error:
-        if skeleton.strip()[:1] == "{" and skeleton.strip()[-1:] == "}":
+        if skeleton.strip()[:1] + skeleton.strip()[-1:] in ("{}", "[]"):
             raise OptionError(
                 f"--template looks like JSON and is not: {error}{_near(error)}",
-                cure="mend it, or begin with another word than { if it is meant as plain text",
+                cure="mend it, or begin with another character if it is meant as plain text",
             ) from None
         return None
     if not isinstance(root, dict | list):
@@ -233,7 +236,7 @@ def _check_place(blank: Blank, inside: bool, before: str, after: str) -> None:
             value, _ = _load(choice)
         except ValueError:
             value = []
-        if isinstance(value, dict | list):
+        if isinstance(value, dict | list) or (isinstance(value, float) and not math.isfinite(value)):
             raise OptionError(
                 f"--template: the choice {choice} of {blank.written} is no JSON value",
                 cure=f'put the hole within quotes: "{blank.written}"',

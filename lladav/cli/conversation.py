@@ -48,24 +48,25 @@ def _read_messages(file: Path) -> list[Message]:
     return [Message(**turn) for turn in turns]
 
 
-def read_batch(file: Path) -> list[Question]:
+def read_batch(file: Path, exif: bool) -> list[Question]:
     """Reads one question per line: an object with `prompt` or `prompt_ids`, and `image` (one or a list).
 
     Paths of pictures are relative to the current folder, as on the command line.
 
     Raises:
-        PromptError: naming the line that is no question.
+        PromptError: naming the line that is no question, or whose picture does not exist.
     """
     from lladav.runtime import Question
 
     try:
-        lines = file.read_text("utf-8").splitlines()
+        # JSON may hold line separators that are none of the file's lines.
+        lines = file.read_text("utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise PromptError(f"{file} cannot be read: {error}", cure="pass a file of JSON lines") from error
     questions = []
     for number, line in enumerate(lines, 1):
         if line.strip():
-            questions.append(Question(**_fields(line, f"{file}, line {number},")))
+            questions.append(Question(**_fields(line, f"{file}, line {number},"), exif=exif))
     if not questions:
         raise PromptError(
             f"{file} has no questions", cure='write lines like {"prompt": "What is this?", "image": "a.png"}'
@@ -95,6 +96,12 @@ def _fields(line: str, where: str) -> dict[str, Any]:
         raise PromptError(
             f"{where} has a value of the wrong type, or not exactly one of prompt and prompt_ids", cure=cure
         )
+    for image in images:
+        if not Path(image).is_file():
+            raise PromptError(
+                f"{where} names the picture {image}, which does not exist",
+                cure="check the path; it is relative to the current folder",
+            )
     return {"prompt": entry.get("prompt"), "prompt_ids": ids, "images": images}
 
 

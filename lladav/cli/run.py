@@ -10,7 +10,7 @@ import typer
 
 from lladav.cli import screen
 from lladav.cli.conversation import conversation, read_batch, read_template
-from lladav.cli.values import grid, integers
+from lladav.cli.values import integers
 from lladav.errors import OptionError
 
 if TYPE_CHECKING:
@@ -170,6 +170,12 @@ def run(
             help='Questions, one per line: {"prompt": "...", "image": "a.png"}; answers come as JSON lines.',
         ),
     ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=_INPUT, min=1, help="Questions of --batch computed side by side.", show_default="8"
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of one operator.", show_default="one per physical core")
     ] = None,
@@ -179,16 +185,28 @@ def run(
     """Answer a question about pictures, a video or nothing but text."""
     if no_stop and (stop or stop_ids):
         raise OptionError("--no-stop and --stop or --stop-ids contradict each other", cure="leave one of them out")
-    if batch is not None and (prompt or prompt_ids or messages or image or video or watch):
-        raise OptionError(
-            "--batch holds the questions, so there is no --prompt, --image, --video or --watch beside it",
-            cure="put them into the file's lines, or leave --batch out",
-        )
+    if batch is not None:
+        beside = {
+            "--prompt": prompt,
+            "--prompt-ids": prompt_ids,
+            "--messages": messages,
+            "--system": system,
+            "--image": image,
+            "--video": video,
+            "--video-frames": video_frames,
+            "--watch": watch or None,
+        }
+        given = [name for name, value in beside.items() if value is not None]
+        if given:
+            raise OptionError(
+                f"--batch holds the questions, so there is no {', '.join(given)} beside it",
+                cure="put them into the file's lines, or leave --batch out",
+            )
     ids = integers("--prompt-ids", prompt_ids) if prompt_ids is not None else None
 
     from lladav.runtime import Pipeline
     from lladav.runtime.images import MAX_PIXELS
-    from lladav.runtime.pipeline import generation_config
+    from lladav.runtime.pipeline import BATCH, generation_config
     from lladav.runtime.question import DEFAULT_FRAMES
 
     config = generation_config(
@@ -212,17 +230,18 @@ def run(
         delta=delta,
         gamma=gamma,
         deadline_ms=deadline_ms,
-        max_grid=grid("--max-grid", max_grid) if max_grid is not None else None,
+        max_grid=max_grid,
         view=view,
         template=read_template(template, schema),
     )
-    questions = read_batch(batch) if batch is not None else []
+    questions = read_batch(batch, exif) if batch is not None else []
     asked = conversation(prompt, prompt_ids, messages, system) if batch is None else None
     began = perf_counter()
     pipe = Pipeline.load(bundle, threads, MAX_PIXELS if max_pixels is None else max_pixels)
     loading = (perf_counter() - began) * 1e3
     if batch is not None:
-        for answer in pipe.generate_batch(questions, config):
+        for number, answer in enumerate(pipe.generate_batch(questions, config, batch=batch_size or BATCH), 1):
+            _warn_if_cut(answer, f"question {number}: ")
             screen.print_json(answer.to_json())
         return
     request: dict[str, Any] = {
@@ -239,16 +258,20 @@ def run(
         answer = follow(pipe, pipe.stream(asked, **request), screen.stderr())
     else:
         answer = pipe.generate(asked, **request)
-    if answer.truncated_tokens:
-        screen.stderr().print(
-            f"warning: the last {answer.truncated_tokens:,} of "
-            f"{answer.prompt_tokens + answer.truncated_tokens:,} prompt positions were cut off at the model's limit"
-        )
+    _warn_if_cut(answer)
     if as_json:
         screen.print_json(answer.to_json())
     else:
         typer.echo(answer.text)
         _print_timings(answer, loading)
+
+
+def _warn_if_cut(answer: Answer, which: str = "") -> None:
+    if answer.truncated_tokens:
+        screen.stderr().print(
+            f"warning: {which}the last {answer.truncated_tokens:,} of "
+            f"{answer.prompt_tokens + answer.truncated_tokens:,} prompt positions were cut off at the model's limit"
+        )
 
 
 def _print_timings(answer: Answer, loading: float) -> None:

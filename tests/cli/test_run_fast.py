@@ -86,14 +86,17 @@ def test_batch(tiny_bundle: Path, picture: str, tmp_path: Path) -> None:
         {"prompt": "hm", "image": picture},
         {"prompt": "what?", "image": [picture]},
         {"prompt_ids": [3, 4, 5]},
+        {"prompt": "a\u2028b"},
     ]
     file = tmp_path / "questions.jsonl"
-    file.write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
-    out, _ = run(tiny_bundle, "--batch", str(file), "--gen-length", "4")
+    text = "\ufeff" + "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\n"
+    file.write_text(text, "utf-8", newline="")
+    out, _ = run(tiny_bundle, "--batch", str(file), "--batch-size", "2", "--gen-length", "4")
     answers = [json.loads(line) for line in out.splitlines()]
     single = json.loads(run(tiny_bundle, "--prompt-ids", "3,4,5", "--gen-length", "4", "--json")[0])
     assert [a["token_ids"] for a in answers][2] == single["token_ids"]
-    assert [len(a["tiles"]) for a in answers] == [1, 1, 0]
+    assert [a["reused_pictures"] for a in answers] == [0, 1, 0, 0]
+    assert [len(a["tiles"]) for a in answers] == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -105,8 +108,8 @@ def test_batch(tiny_bundle: Path, picture: str, tmp_path: Path) -> None:
         (("--threshold", "0.9"), "--selector threshold"),
         (("--deadline-ms", "5", "--preset", "exact"), "--deadline-ms and the exact preset"),
         (("--deadline-ms", "-5"), "deadline_ms"),
-        (("--max-grid", "2"), "--max-grid 2x2"),
-        (("--max-grid", "0x2"), "--max-grid 2x2"),
+        (("--max-grid", "2"), "like 2x2"),
+        (("--max-grid", "0x2"), "max_grid"),
         (("--view", "double"), "view"),
         (("--template", "no hole"), "--template"),
         (("--template", "{{2}}", "--schema", "x.json"), "--template and --schema"),
@@ -133,10 +136,14 @@ def test_bad_options_name_themselves(tiny_bundle: Path, arguments: tuple[str, ..
         ('{"image": "a.png"}', "not exactly one of prompt and prompt_ids"),
         ('{"prompt": "a", "prompt_ids": [1]}', "not exactly one"),
         ('{"prompt_ids": [true]}', "wrong type"),
+        ('{"prompt": "a"}\n{"prompt": "a", "image": "gone.png"}', "line 2, names the picture gone.png"),
     ],
 )
 def test_bad_batches_name_the_line(tiny_bundle: Path, tmp_path: Path, content: str, words: str) -> None:
     file = tmp_path / "questions.jsonl"
     file.write_text(content)
     assert words in run(tiny_bundle, "--batch", str(file), expect=1)[1]
-    assert "beside it" in run(tiny_bundle, "--batch", str(file), "--prompt", "a", expect=2)[1]
+    assert (
+        "no --prompt, --system beside it"
+        in run(tiny_bundle, "--batch", str(file), "--prompt", "", "--system", "a", expect=2)[1]
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,19 @@ import pydantic
 import pytest
 from PIL import Image
 
-from lladav.errors import OptionError, PromptError
+from lladav.errors import BackendError, OptionError, PromptError
 from lladav.runtime import Answer, GenerationConfig, Pipeline, Question, StepEvent
-from lladav.runtime.pacing import Pacer, PassTimes
+from lladav.runtime.denoiser import Window
+from lladav.runtime.pacing import Pacer, pass_key
 
 PROMPT = [5, 17, 80, 33, 60]
 
 
 @pytest.fixture(scope="module")
-def pipeline(tiny_bundle: Path) -> Pipeline:
-    pipe = Pipeline.load(tiny_bundle, threads=1)
-    pipe.times = pipe.pictures._times = PassTimes()  # no other test's, and nothing kept
-    return pipe
+def pipeline(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # no other test's times
+        return Pipeline.load(tiny_bundle, threads=1)
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (80, 60)) -> Image.Image:
@@ -83,32 +85,50 @@ class _Scripted(Pacer):
         self._left -= 1
         return due, self._left <= 0
 
-    def done(self, kind: Any, ms: float) -> None:
-        pass
-
 
 @pytest.mark.parametrize("last", [1, 3])
 @pytest.mark.parametrize("options", [{}, {"block_length": 4, "selector": "factor"}])
 def test_last_pass_before_the_deadline_commits_everything(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, last: int, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("lladav.runtime.pipeline.pacer_for", lambda *_, **__: _Scripted(last))
+    monkeypatch.setattr(pipeline, "_pacer", lambda *_: _Scripted(last))
     config = GenerationConfig(gen_length=16, deadline_ms=1.0, **options)
     answer = pipeline.generate(prompt_ids=PROMPT, config=config)
     assert len(answer.steps) == last
     assert answer.finish_reason == "deadline"
     assert answer.forced_tokens == answer.steps[-1].forced > 0
     assert len(answer.token_ids) == 16
+    assert sorted(p for step in answer.steps for p in step.positions) == list(range(16))
     assert not set(answer.token_ids) & set(pipeline.bundle.manifest.tokens.mask_aliases)
 
 
 def test_deadline_fills_a_template_validly(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lladav.runtime.pipeline.pacer_for", lambda *_, **__: _Scripted(1))
+    monkeypatch.setattr(pipeline, "_pacer", lambda *_: _Scripted(1))
     config = GenerationConfig(template=TEMPLATE, deadline_ms=1.0)
     for seed in range(8):
         answer = pipeline.generate(prompt_ids=[*PROMPT, seed], config=config)
         assert len(answer.steps) == 1
         assert set(json.loads(answer.text)) == {"a", "b", "n", "side"}
+
+
+def test_what_lies_behind_a_stop_is_not_forced(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop that the last pass finds ends the answer; the rest of the canvas does not matter."""
+    free = pipeline.generate(prompt_ids=PROMPT, config=GenerationConfig(gen_length=16, selector="factor"))
+    first = free.steps[0]
+    stop = first.canvas[first.positions[0]]
+    monkeypatch.setattr(pipeline, "_pacer", lambda *_: _Scripted(1))
+    config = GenerationConfig(gen_length=16, selector="factor", stop_ids=((stop,),), deadline_ms=1.0)
+    answer = pipeline.generate(prompt_ids=PROMPT, config=config)
+    forced = answer.steps[0].positions[-answer.forced_tokens :] if answer.forced_tokens else ()
+    assert all(position < first.positions[0] for position in forced)
+    assert answer.finish_reason == ("deadline" if forced else "stop")
+
+
+def test_stale_times_do_not_refuse_for_ever(pipeline: Pipeline) -> None:
+    config = GenerationConfig(gen_length=16, deadline_ms=5000)
+    size = pipeline.denoiser.window([5], 16, 16, cached=True).size
+    pipeline.times.add(pass_key("refresh", size), 60_000.0)
+    assert pipeline.generate(prompt_ids=PROMPT, config=config).finish_reason != "deadline"
 
 
 def test_loose_deadline_changes_nothing(pipeline: Pipeline) -> None:
@@ -123,13 +143,24 @@ def test_impossible_deadline_names_the_least_possible_one(pipeline: Pipeline) ->
         pipeline.generate("Hi", images=[picture()], config=GenerationConfig(deadline_ms=0.001))
     least = float(str(caught.value).split("--deadline-ms ")[2].split()[0])
     assert least > 0.001
+    assert pipeline.times.file is not None
+    assert "vision/" in pipeline.times.file.read_text("utf-8")
 
 
 TEMPLATE = '{"a": "{{4}}", "b": {{bool}}, "n": {{int}}, "side": "{{1|2|3}}"}'
 
 
+FEW_STEPS: list[dict[str, Any]] = [
+    {"preset": "realtime"},
+    {"steps": 1},
+    {"steps": 3, "remasking": "random"},
+    {"selector": "fixed", "preset": "fast", "steps": 2},
+]
+
+
 @pytest.mark.parametrize(
-    "options", [{}, {"preset": "exact"}, {"temperature": 1.0, "seed": 3}, {"cfg_scale": 0.5}, *SELECTORS[:4]]
+    "options",
+    [{}, {"preset": "exact"}, {"temperature": 1.0, "seed": 3}, {"cfg_scale": 0.5}, *SELECTORS[:4], *FEW_STEPS],
 )
 def test_template_is_valid_whatever_the_model_says(pipeline: Pipeline, options: dict[str, Any]) -> None:
     for last in range(6):
@@ -142,6 +173,30 @@ def test_template_is_valid_whatever_the_model_says(pipeline: Pipeline, options: 
         assert isinstance(values["n"], int)
         assert answer.steps[-1].holes.keys() == values.keys()
         assert answer.finish_reason == "length"
+
+
+@pytest.mark.parametrize("options", FEW_STEPS)
+def test_contradictions_in_a_hole_are_solved_within_the_steps(pipeline: Pipeline, options: dict[str, Any]) -> None:
+    config = GenerationConfig(template='{"n": "{{tie|toe|axe|ace}}", "m": {{int:6}}}', **options)
+    for last in range(12):
+        answer = pipeline.generate(prompt_ids=[*PROMPT, last], config=config)
+        assert json.loads(answer.text)["n"] in ("tie", "toe", "axe", "ace")
+        assert len(answer.steps) <= (config.steps or 8)
+        assert all(0 < c <= 1 for step in answer.steps for c in step.confidences)
+
+
+def test_what_follows_from_a_choice_takes_no_pass(pipeline: Pipeline) -> None:
+    config = GenerationConfig(template='{"n": "{{abc|xyz}}"}', preset="exact")
+    answer = pipeline.generate(prompt_ids=PROMPT, config=config)
+    assert len(answer.steps) == 1
+    assert json.loads(answer.text)["n"] in ("abc", "xyz")
+
+
+def test_masks_in_the_prompt_beside_a_template(pipeline: Pipeline) -> None:
+    mask = pipeline.bundle.manifest.tokens.mask
+    answer = pipeline.generate(prompt_ids=[5, mask, 7, mask], config=GenerationConfig(template=TEMPLATE))
+    assert json.loads(answer.text) == answer.values
+    assert all(np.isfinite(c) for step in answer.steps for c in step.confidences)
 
 
 def test_holes_are_told_once_they_have_settled(pipeline: Pipeline) -> None:
@@ -166,6 +221,8 @@ def test_object_of_a_model(pipeline: Pipeline) -> None:
     assert thing.model_dump() == json.loads(answer.text)
     again, _ = pipeline.generate_object(Thing.model_json_schema(), prompt_ids=PROMPT)
     assert again == thing.model_dump()
+    with pytest.raises(OptionError, match="no stop beside it"):
+        pipeline.generate_object(Thing, prompt_ids=PROMPT, config=GenerationConfig(stop=("x",)))
     with pytest.raises(OptionError, match="contradict"):
         pipeline.generate_object(Thing, prompt_ids=PROMPT, config=GenerationConfig(template="{{2}}"))
 
@@ -208,7 +265,7 @@ QUESTIONS = [
 )
 def test_batch_answers_as_one_by_one(pipeline: Pipeline, options: dict[str, Any]) -> None:
     config = GenerationConfig(**({} if "template" in options else {"gen_length": 12}), **options)
-    together = pipeline.generate_batch(QUESTIONS, config, batch=6)
+    together = list(pipeline.generate_batch(QUESTIONS, config, batch=6))
     for question, answer in zip(QUESTIONS, together, strict=True):
         alone = pipeline.generate(
             question.prompt, prompt_ids=question.prompt_ids, images=question.images, config=config
@@ -226,9 +283,35 @@ def test_batch_refuses_deadlines_and_no_size(pipeline: Pipeline) -> None:
         pipeline.generate_batch(QUESTIONS, GenerationConfig(deadline_ms=100))
     with pytest.raises(OptionError, match="pass 1 or more"):
         pipeline.generate_batch(QUESTIONS, batch=0)
-    assert pipeline.generate_batch([]) == []
+    assert list(pipeline.generate_batch([])) == []
     with pytest.raises(PromptError):
-        pipeline.generate_batch([Question()])
+        list(pipeline.generate_batch([Question()]))
+
+
+def test_interrupted_stream_says_so(pipeline: Pipeline) -> None:
+    config = GenerationConfig(gen_length=8)
+    stream = pipeline.stream(prompt_ids=PROMPT, config=config)
+    next(stream)
+    alone = pipeline.generate(prompt_ids=PROMPT, config=config)
+    with pytest.raises(OptionError, match="interrupted by another"):
+        list(stream)
+    assert pipeline.generate(prompt_ids=PROMPT, config=config).token_ids == alone.token_ids
+
+
+def test_threads_wait_for_one_another(pipeline: Pipeline) -> None:
+    config = GenerationConfig(gen_length=8)
+    prompts = [[5, 17, 80 + i] for i in range(6)]
+    expected = [pipeline.generate(prompt_ids=prompt, config=config).token_ids for prompt in prompts]
+    with ThreadPoolExecutor(3) as pool:
+        found = pool.map(lambda prompt: pipeline.generate(prompt_ids=prompt, config=config).token_ids, prompts * 3)
+        assert list(found) == expected * 3
+
+
+def test_logits_that_are_no_numbers(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = pipeline.table.rows
+    monkeypatch.setattr(Window, "refresh", lambda _, wanted: np.full((1, len(wanted), rows), np.nan, np.float32))
+    with pytest.raises(BackendError, match="no numbers for 8 of 8 positions"):
+        pipeline.generate(prompt_ids=PROMPT, config=GenerationConfig(gen_length=8))
 
 
 def test_second_question_about_a_picture_skips_the_encoder(tiny_bundle: Path) -> None:

@@ -43,10 +43,27 @@ def test_table_is_kept_between_runs(tmp_path: Path) -> None:
     assert [entry.name for entry in file.parent.iterdir()] == ["times.json"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"x": 3}', '{"x": ["a"]}', '{"x": [NaN, -1]}'])
+DEEP, HUGE = "[" * 100_000, f'{{"x": [{"9" * 400}]}}'
+DAMAGED = ["", "{", "[1]", '{"x": 3}', '{"x": ["a"]}', '{"x": [NaN, -1, 1e308]}', DEEP, HUGE]
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
 def test_damaged_table_is_measured_anew(tmp_path: Path, content: str) -> None:
     (tmp_path / "times.json").write_text(content)
     assert PassTimes(tmp_path / "times.json").p99("x") == 0.0
+
+
+def test_table_is_saved_now_and_then(tmp_path: Path) -> None:
+    table = PassTimes(tmp_path / "times.json")
+    table.add("x", 1.0)
+    table.save(now=False)
+    assert not list(tmp_path.iterdir())
+    for _ in range(100):
+        table.add("x", 1.0)
+    table.save(now=False)
+    assert PassTimes(tmp_path / "times.json").count("x") == 101
+    table.forget(["x", "unknown"])
+    assert table.count("x") == 0
 
 
 def test_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
@@ -82,9 +99,3 @@ def test_refresh_gives_way_to_the_steps_that_are_still_needed() -> None:
 
 def test_first_pass_is_a_refresh_however_little_time_is_left() -> None:
     assert pacer(1).plan("refresh", 8, 0.0) == ("refresh", True)
-
-
-def test_passes_renew_the_table() -> None:
-    table = times()
-    pacer(100, table).done("step", 55.0)
-    assert table.p99(pass_key("step", SIZE)) == 55.0

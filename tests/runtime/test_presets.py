@@ -29,6 +29,14 @@ def test_exact_alone_lets_the_model_predict_masks() -> None:
     assert [name for name in PRESETS if not resolve(GenerationConfig(preset=name)).forbid_mask] == ["exact"]
 
 
+def test_adaptive_selectors_never_predict_masks() -> None:
+    assert resolve(GenerationConfig(preset="exact", selector="factor")).forbid_mask
+
+
+def test_grid_may_be_written_as_on_the_command_line() -> None:
+    assert GenerationConfig(max_grid="2x3") == GenerationConfig(max_grid=(2, 3))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_knob_can_be_overridden(name: Any) -> None:
     found = knobs(preset=name, refresh_interval=5, selector="entropy", gamma=0.3, max_grid=(1, 2))
