@@ -70,7 +70,8 @@ class GraphPieces:
 
     A float16 or bfloat16 graph computes in float32 here, and every value is rounded where the
     graph holds it in the narrow type, as on a GPU that accumulates in float32. ONNX Runtime on
-    the CPU by itself leaves roundings to float16 out, and cannot multiply bfloat16.
+    the CPU by itself leaves roundings to float16 out, and cannot multiply bfloat16. Branches of
+    an `If` must be float32.
 
     Attributes:
         results: names that values have inside the graph, by name of the graph's output.
@@ -91,14 +92,14 @@ class GraphPieces:
                 self.results[node.output[0]] = node.input[0]
             else:
                 self._scopes.setdefault(scope, []).append(node)
-            for name in node.input:
+            for name in _read_by(node):
                 self._users.setdefault(name, set()).add(scope)
 
     def piece(self, scope: str = "") -> Piece:
         """The nodes of one scope; those of a graph without scopes have the empty one."""
         nodes = self._scopes[scope]
         made = [name for node in nodes for name in node.output]
-        used = list(dict.fromkeys(name for node in nodes for name in node.input))
+        used = list(dict.fromkeys(name for node in nodes for name in _read_by(node)))
         tensors = [self._initializers[name] for name in used if name in self._initializers]
         external = [t for t in tensors if t.data_location == TensorProto.EXTERNAL]
         inputs = tuple(name for name in used if name not in made and name not in self._initializers)
@@ -151,6 +152,17 @@ class GraphPieces:
         if weight.data_type != TensorProto.BFLOAT16:
             return stored
         return np.left_shift(stored, 16, dtype=np.uint32).view(np.float32)
+
+
+def _read_by(node: onnx.NodeProto) -> list[str]:
+    """Values from outside that a node uses, in its branches too."""
+    names = list(node.input)
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            inside = attribute.g.node
+            made = {name for inner in inside for name in inner.output}
+            names += [name for inner in inside for name in _read_by(inner) if name not in made]
+    return names
 
 
 def _place(weight: onnx.TensorProto) -> dict[str, str]:

@@ -18,6 +18,7 @@ from lladav.export.progress import Progress
 from lladav.export.streamed_reference import StreamedReference
 from lladav.export.verification import TOLERANCES, Comparison, Row
 from lladav.runtime import merge
+from lladav.runtime.denoiser import GRAPH
 from lladav.runtime.embedding import EmbeddingTable, merge_prompt
 from lladav.runtime.images import open_image, pixel_values, preprocess
 from lladav.runtime.prompt import IMAGE_TOKEN, ChatTokenizer
@@ -169,6 +170,23 @@ class LayerByLayer:
         step.add(head.run(step_pass)[logits], expected)
         self._progress.advance(head.bytes)
         self._report(layers, cache, full, step)
+        if GRAPH in self._manifest.graphs:
+            given = {name: value for name, value in step_pass.items() if name.startswith("past_key_values.")}
+            self._denoiser_cpu(
+                window.full_pass(embeds) | self._empty_past(), window.step_pass(full_pass) | given, expected
+            )
+
+    def _denoiser_cpu(self, full_pass: Values, step_pass: Values, expected: Floats) -> None:
+        """Compares the logits of the form that the runtime uses, with the same prompt kept."""
+        graph = self._graph(GRAPH)
+        layers = range(self._manifest.geometry.language.layers)
+        comparisons = []
+        for name, values in (("full", full_pass), ("step", step_pass)):
+            for scope in ("parts", "rotary", *(f"layers.{i}" for i in layers), "head"):
+                values |= graph.piece(scope).run(values)
+            comparisons.append(Comparison("denoiser", f"logits, {name} pass for the CPU", self._tolerance.whole))
+            comparisons[-1].add(values[graph.results["logits"]], expected)
+        self._report(*comparisons)
 
     def _graph(self, name: str) -> GraphPieces:
         return GraphPieces(self._bundle.file(self._manifest.graphs[name].file))

@@ -14,6 +14,7 @@ import pytest
 from tiny import write_tiny_checkpoint
 
 from lladav.bundle import Bundle
+from lladav.errors import VerificationError
 from lladav.export.config import ExportConfig
 from lladav.export.exporter import export
 from lladav.manifest import Precision
@@ -155,3 +156,29 @@ def test_onnx_runtime_makes_one_operator_of_every_norm(tmp_path: Path) -> None:
     kinds = [node.op_type for node in onnx.load(str(rewritten), load_external_data=False).graph.node]
     assert sum("SimplifiedLayerNormalization" in kind for kind in kinds) == 2 * LAYERS + 1
     assert not {"Pow", "ReduceMean", "Sqrt"} & set(kinds)
+
+
+def test_verification_sees_a_step_that_forgets_the_prompt(tmp_path: Path) -> None:
+    """Full passes, which alone the runtime's steps in a verification take, would not show it."""
+    pytest.importorskip("torch")
+    from lladav.export.verification import DeviationError
+    from lladav.export.verify import verify
+
+    bundle = bundle_of(tmp_path)
+    file = bundle.file("denoiser_cpu.onnx")
+    model = onnx.load(str(file), load_external_data=False)
+    attend = next(node for node in model.graph.node if node.op_type == "If")
+    inside = next(a.g for a in attend.attribute if a.name == "else_branch")
+    mixed = next(node for node in inside.node if node.op_type == "Add" and node.name.endswith("mixed"))
+    mixed.input[0] = mixed.input[1]
+    changed = model.SerializeToString()
+    file.write_bytes(changed)
+    entries = tuple(
+        e.model_copy(update={"bytes": len(changed)}) if e.path == file.name else e for e in bundle.manifest.files
+    )
+    bundle.manifest.model_copy(update={"files": entries}).write(bundle.path)
+    with pytest.raises(VerificationError) as caught:
+        verify(bundle.path, tmp_path / "checkpoint")
+    assert isinstance(caught.value, DeviationError)
+    wrong = [(row.component, row.what) for row in caught.value.report.rows if not row.passed]
+    assert wrong == [("denoiser", "logits, step pass for the CPU")]
