@@ -1,4 +1,4 @@
-"""Compiled engines: what a vendor's builder makes of a bundle's graphs, and the code that runs it.
+"""Compiled engines: what a vendor's builder makes of a bundle's graphs.
 
 An engine stands in for a graph of the same bundle: it takes the same inputs, gives the same
 outputs, and is bound to the GPU and to the library that it was built for. Robot side: nothing

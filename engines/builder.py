@@ -104,8 +104,9 @@ def check_builder(trt: Any, target: Target, here: Here) -> None:
         raise EngineError(
             f"{target.title} runs {name} from {target.versions.least} and before {target.versions.below}; "
             f"{trt.__version__} is installed here",
-            cure=f"pip install '{name.replace('_', '-')}>={target.versions.least},<{target.versions.below}'"
-            + (", or JetPack's own on the board" if target.unified_memory else ""),
+            cure="install a JetPack that carries such a version"
+            if target.unified_memory
+            else f"pip install '{name.replace('_', '-')}>={target.versions.least},<{target.versions.below}'",
         )
     if builds_ahead(trt):
         if target.compute_capability not in (known := known_capabilities(trt)):

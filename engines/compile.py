@@ -86,7 +86,12 @@ def _build(trt: Any, order: Order, out: HashedStream, timings: Path, monitor: An
         shapes = builder.create_optimization_profile()
         for spec in order.spec.inputs:
             shapes.set_shape(spec.name, *input_shapes(spec, profile))
-        config.add_optimization_profile(shapes)
+        if config.add_optimization_profile(shapes) < 0:
+            raise EngineError(
+                f"{trt.__name__} {trt.__version__} refuses the sizes of {order.graph.name} for {profile.name}: "
+                f"{profile.sizes}: {log.errors() or 'no reason given'}",
+                cure="export again with other --prompt-buckets and --canvas-buckets",
+            )
     cache = None
     if builds_ahead(trt):
         config.num_compute_capabilities = 1

@@ -65,13 +65,14 @@ def check_engines(bundle: Bundle, target: str, prompt: int, canvas: int, batch: 
         batch: sequences side by side.
 
     Raises:
+        OptionError: there is no such target.
         EngineError: they are missing or damaged, belong to another export, or do not fit the machine.
     """
+    library, command = load_target(target).library, build_command(bundle.path, target)
     records = read_records(bundle.path, target)
-    command = build_command(bundle.path, target)
     if not records:
         raise EngineError(f"{bundle.path} has no engines for {target}", cure=command)
-    here = describe(load_target(target).library)
+    here = describe(library)
     needed = needed_bytes(bundle, records, prompt, canvas, batch)
     for record in records:
         if record.bundle != bundle.manifest.sha256:
