@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -44,6 +45,8 @@ def plan(
     out.print(_rows(found))
     out.print()
     out.print(_basis(found))
+    out.print()
+    _print_verdict(found, out)
     for note in found.notes:
         screen.stderr().print(Text("warning:", "yellow"), note, soft_wrap=True)
 
@@ -57,7 +60,7 @@ def _rows(found: Prediction) -> Table:
     )
     for row in found.rows:
         needs = (row.needs.activations, row.needs.prompt_kv + row.needs.window_kv, row.needs.logits)
-        free = Text(screen.size(row.free)) if row.free >= 0 else Text(f"{screen.size(-row.free)} short", "bold red")
+        free = Text(screen.size(row.free)) if row.free >= 0 else Text(f"-{screen.size(-row.free)}", "bold red")
         table.add_row(
             f"{row.prompt:,}",
             _milliseconds(row.refresh_ms),
@@ -66,6 +69,15 @@ def _rows(found: Prediction) -> Table:
             free,
         )
     return table
+
+
+def _print_verdict(found: Prediction, out: Console) -> None:
+    fitting = [row for row in found.rows if row.free >= 0]
+    if fitting:
+        out.print(Text("fits:", "green"), f"prompts of up to {fitting[-1].prompt:,} positions")
+    else:
+        short = screen.size(-found.rows[0].free)
+        out.print(Text("does not fit:", "bold red"), f"{short} are missing for the shortest prompts already")
 
 
 def _milliseconds(value: float) -> str:

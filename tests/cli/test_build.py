@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lladav.cli.app import app
+from lladav.engines import load_target
 from lladav.export import ExportConfig, export
 
 
@@ -60,9 +61,24 @@ def test_build_of_no_bundle(tmp_path: Path) -> None:
 
 def test_plan_prints_tables(half: Path) -> None:
     out, err = call("plan", str(half), "--target", "orin-nx-16")
-    for part in ("Predicted, not measured", "Orin NX 16 GB", "refresh ms", "keys, values", "76% of 102.4 GB/s", "64"):
+    for part in (
+        "Predicted, not measured",
+        "Orin NX 16 GB",
+        "refresh ms",
+        "keys, values",
+        "76% of 102.4 GB/s",
+        "fits:",
+    ):
         assert part in out
     assert err == ""
+
+
+def test_plan_of_what_does_not_fit(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = load_target("thor").model_copy(update={"memory_gb": 1e-3})
+    monkeypatch.setattr("lladav.engines.prediction.load_target", lambda _: small)
+    out, _ = call("plan", str(half), "--target", "thor")
+    assert "does not fit: 7." in out
+    assert "fits:" not in out
 
 
 def test_plan_prints_json(half: Path) -> None:
