@@ -10,9 +10,10 @@ from lladav.manifest import Manifest, Precision
 
 BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 
-# What TensorRT-RTX 1.7.1 asked for at compute capability 8.6 lay between this and a quarter less
-# (docs/decisions.md): a fixed part, rows of the residual stream, of projections and of the
-# feed-forward layer, and keys and values of past and window joined.
+# What TensorRT-RTX 1.7.1 asked for at compute capabilities 8.6 and 8.9 lay below this, by a fifth
+# at most where it matters (docs/decisions.md): a fixed part, rows of the residual stream, of
+# projections and of the feed-forward layer, keys and values of past and window joined, and logits
+# before they are widened.
 _FIXED = 8 << 20
 _PER_WIDTH = 16
 _PER_FEED_FORWARD = 4
@@ -58,8 +59,8 @@ def memory_needs(manifest: Manifest, prompt: int, canvas: int, *, batch: int = 1
     return Needs(
         weights=sum(weight_bytes(manifest, precision).values()),
         activations=max(
-            activation_bytes(g, window, window, past=0, batch=batch, width=width),
-            activation_bytes(g, canvas, window, past=prompt, batch=batch, width=width),
+            activation_bytes(g, window, window, past=0, rows=canvas, batch=batch, width=width),
+            activation_bytes(g, canvas, window, past=prompt, rows=canvas, batch=batch, width=width),
         ),
         prompt_kv=position * prompt,
         window_kv=position * window,
@@ -81,7 +82,9 @@ def kv_bytes(g: LanguageGeometry, precision: Precision) -> int:
     return 2 * g.layers * g.kv_heads * g.head_size * BYTES[precision]
 
 
-def activation_bytes(g: LanguageGeometry, window: int, keys: int, *, past: int, batch: int, width: int) -> int:
+def activation_bytes(
+    g: LanguageGeometry, window: int, keys: int, *, past: int, rows: int, batch: int, width: int
+) -> int:
     """What a pass needs beside weights, inputs and outputs; measured at two bytes a value.
 
     Args:
@@ -89,9 +92,10 @@ def activation_bytes(g: LanguageGeometry, window: int, keys: int, *, past: int, 
         window: positions computed.
         keys: positions attended to.
         past: of these, those that come from an earlier pass and are joined to the window's.
+        rows: of logits.
         batch: sequences.
         width: bytes of a value in the compute type.
     """
-    row = _PER_WIDTH * g.hidden_size + _PER_FEED_FORWARD * g.intermediate_size
+    position = _PER_WIDTH * g.hidden_size + _PER_FEED_FORWARD * g.intermediate_size
     joined = _PER_KEY_WIDTH * g.kv_heads * g.head_size * keys if past else 0
-    return _FIXED + batch * (row * window + joined) * width // 2
+    return _FIXED + batch * (position * window + joined + 2 * g.vocab_rows * rows) * width // 2
