@@ -13,7 +13,7 @@ from typing import Any
 
 from lladav.bundle import Bundle
 from lladav.engines.needs import Needs, kv_bytes, memory_needs, weight_bytes
-from lladav.engines.profiles import default_canvas
+from lladav.engines.profiles import BATCH, default_canvas
 from lladav.engines.target import Target, load_target
 from lladav.errors import EngineError, OptionError
 from lladav.geometry import LanguageGeometry
@@ -54,6 +54,8 @@ class Prediction:
     """For one target, canvas and batch, a row per prompt bucket.
 
     Attributes:
+        all_sizes_activations: bytes that an engine for all of the bundle's sizes asks for at once,
+            where its memory is not given by size.
         notes: what else the target implies for this model.
     """
 
@@ -62,6 +64,7 @@ class Prediction:
     canvas: int
     batch: int
     rows: tuple[Row, ...]
+    all_sizes_activations: int
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +78,7 @@ class Prediction:
             "bandwidth_share": BANDWIDTH_SHARE,
             "compute_share": COMPUTE_SHARE,
             "rows": [asdict(row) | {"total": row.needs.total, "fits": row.free >= 0} for row in self.rows],
+            "all_sizes_activations": self.all_sizes_activations,
             "notes": list(self.notes),
         }
 
@@ -134,7 +138,9 @@ def predict(
                 free=int(wanted.memory_gb * 1e9) - needs.total,
             )
         )
-    return Prediction(wanted, precision, canvas, batch, tuple(rows), implications(wanted, g))
+    sizes = manifest.buckets
+    largest = memory_needs(manifest, sizes.prompt[-1], sizes.canvas[-1], batch=BATCH.most, precision=precision)
+    return Prediction(wanted, precision, canvas, batch, tuple(rows), largest.activations, implications(wanted, g))
 
 
 def implications(target: Target, g: LanguageGeometry) -> tuple[str, ...]:

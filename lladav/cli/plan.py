@@ -92,6 +92,10 @@ def _basis(found: Prediction) -> Table:
     table.add_row("memory", f"{target.memory_gb:g} GB{' shared with the CPU' if target.unified_memory else ''}")
     table.add_row("bandwidth", f"{BANDWIDTH_SHARE:.0%} of {target.bandwidth_gb_s:,g} GB/s")
     table.add_row("matrix products", f"{COMPUTE_SHARE:.0%} of {target.fp16_tflops:g} TFLOPS")
+    table.add_row(
+        "activations",
+        f"of one size; an engine for all sizes and two sequences asks for {screen.size(found.all_sizes_activations)}",
+    )
     table.add_row("keys, values", "of the prompt, kept for steps, and of prompt and canvas, returned by a refresh")
     table.add_row("not counted", "vision encoder, sampling, launches, and what the driver takes of the memory")
     return table

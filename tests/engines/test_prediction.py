@@ -130,6 +130,9 @@ def test_real_model_on_an_orin(llada: Path) -> None:
     assert 480 < short.refresh_ms < 520
     assert long.free == 64_000_000_000 - long.needs.total > 0
     assert "1,036 MB in one product" in found.notes[0]
+    # The longest prompt and canvas, twice.
+    window = 3650 + 128
+    assert found.all_sizes_activations == 8_388_608 + 2 * (window * 114_688 + 128 * 252_928)
 
 
 def test_what_does_not_fit_is_short(llada: Path) -> None:
