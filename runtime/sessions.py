@@ -37,8 +37,8 @@ def open_session(bundle: Bundle, graph: str, threads: int | None) -> Any:
         raise BackendError(f"onnxruntime cannot be imported: {error}", cure="pip install onnxruntime") from error
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    # With a pattern, each shape's values lie in one block as large as all of them; without, the
-    # arena hands freed memory on, and passes are faster too (docs/decisions.md).
+    # With a pattern, the values of every shape that a session meets lie in one block as large as
+    # all of them; without, the arena hands freed memory on, at the same speed (docs/decisions.md).
     options.enable_mem_pattern = False
     if threads is not None:
         options.intra_op_num_threads = threads
