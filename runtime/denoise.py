@@ -108,7 +108,14 @@ class DenoisingLoop:
         # A generator for every answer, so that it does not depend on what it is computed beside.
         self._draws = [np.random.default_rng(request.config.seed) for _ in self.canvases]
         self._samplers = [
-            Sampler(table.rows, suppressed, request.config.temperature, draw, entropy=self._selector.needs_entropy)
+            Sampler(
+                table.rows,
+                suppressed,
+                request.config.temperature,
+                draw,
+                entropy=self._selector.needs_entropy,
+                threads=denoiser.threads,
+            )
             for draw in self._draws
         ]
         self._step = 0

@@ -7,6 +7,7 @@ answer; position ids count real positions only.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,11 @@ _PAST = "past_key_values."
 
 
 class Denoiser:
-    """Makes windows over one session, so that weights are in memory once."""
+    """Makes windows over one session, so that weights are in memory once.
+
+    Attributes:
+        threads: of one operator.
+    """
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self._manifest = bundle.manifest
@@ -31,6 +36,7 @@ class Denoiser:
                 f"{bundle.path} has no graph {GRAPH}: an older lladav exported it",
                 cure="export the checkpoint again with `lladav export CHECKPOINT BUNDLE`",
             )
+        self.threads = threads or len(os.sched_getaffinity(0))
         self._session: Any = open_session(bundle, GRAPH, threads)
         self._window: Window | None = None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +40,7 @@ class Sampler:
         temperature: 0 for the likeliest token, else Gumbel-max sampling.
         rng: draws V uniform numbers per row when the temperature is not 0.
         entropy: whether entropies are wanted.
+        threads: most to share the rows among; one where the noise has to be drawn in order.
     """
 
     def __init__(
@@ -48,14 +51,17 @@ class Sampler:
         rng: np.random.Generator,
         *,
         entropy: bool = False,
+        threads: int = 1,
     ) -> None:
         self._suppressed = np.array(suppressed, np.int64)
         self._temperature = temperature
         self._rng = rng
         self._entropy = entropy
         self._rows = max(1, _PART // vocab_rows)
-        self._exponentials = np.empty((self._rows, vocab_rows), np.float32)
-        self._differences = np.empty((self._rows if entropy else 0, vocab_rows), np.float32)
+        self._threads = threads if temperature == 0 else 1
+        shape = (self._threads, self._rows, vocab_rows)
+        self._exponentials = np.empty(shape, np.float32)
+        self._differences = np.empty(shape if entropy else (self._threads, 0, 0), np.float32)
         self._noise = np.empty((self._rows if temperature > 0 else 0, vocab_rows), np.float64)
 
     def pick(self, logits: np.ndarray) -> Picks:
@@ -69,23 +75,30 @@ class Sampler:
             logits: `[R, V]` float32; suppressed entries are overwritten.
         """
         count = len(logits)
-        tokens, confidences = np.empty(count, np.int64), np.empty(count, np.float64)
-        entropies = np.empty(count, np.float64) if self._entropy else None
-        for start in range(0, count, self._rows):
-            part = slice(start, min(start + self._rows, count))
-            tokens[part], confidences[part], found = self._part(logits[part])
-            if entropies is not None:
-                entropies[part] = found
-        return Picks(tokens, confidences, entropies)
+        tokens, confidences, entropies = np.empty(count, np.int64), np.empty(count), np.empty(count)
+        parts = [slice(start, min(start + self._rows, count)) for start in range(0, count, self._rows)]
 
-    def _part(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        def work(thread: int) -> None:
+            for part in parts[thread :: self._threads]:
+                tokens[part], confidences[part], entropies[part] = self._part(logits[part], thread)
+
+        if self._threads == 1 or len(parts) == 1:
+            for thread in range(self._threads):
+                work(thread)
+        else:
+            # numpy lets other threads run while it works on an array.
+            for _ in _pool().map(work, range(self._threads)):
+                pass
+        return Picks(tokens, confidences, entropies if self._entropy else None)
+
+    def _part(self, logits: np.ndarray, thread: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows = np.arange(len(logits))
         for token in self._suppressed:
             logits[:, token] = -np.inf
         likeliest = logits.argmax(axis=1)
         best = logits[rows, likeliest]
         tokens = likeliest if self._temperature == 0 else self._sampled(logits)
-        exponentials = self._exponentials[: len(logits)]
+        exponentials = self._exponentials[thread, : len(logits)]
         np.subtract(logits, best[:, None], out=exponentials)
         np.exp(exponentials, out=exponentials)
         share = exponentials[rows, tokens].astype(np.float64)
@@ -94,7 +107,7 @@ class Sampler:
         entropies = np.log(total)
         if self._entropy:
             # Entropy is log(total) minus the mean of what was exponentiated.
-            differences = self._differences[: len(logits)]
+            differences = self._differences[thread, : len(logits)]
             np.subtract(logits, best[:, None], out=differences)
             np.maximum(differences, _NOTHING, out=differences)
             entropies -= np.einsum("rv,rv->r", exponentials, differences) / total
@@ -112,6 +125,11 @@ class Sampler:
         noise += logits
         picked: np.ndarray = noise.argmax(axis=1)
         return picked
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="lladav-sampling")
 
 
 def guide(conditional: np.ndarray, unconditional: np.ndarray, scale: float) -> None:

@@ -71,6 +71,19 @@ def test_rows_are_picked_as_one_by_one() -> None:
         assert together.confidences.tolist() == [confidence for _, confidence in apart]
 
 
+def test_threads_change_nothing() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (7, 90_000)).astype(np.float32)
+    one, three = (
+        Sampler(90_000, (5,), 0.0, np.random.default_rng(0), entropy=True, threads=threads).pick(logits.copy())
+        for threads in (1, 3)
+    )
+    assert one.tokens.tolist() == three.tokens.tolist()
+    assert one.confidences.tolist() == three.confidences.tolist()
+    assert one.entropies is not None
+    assert three.entropies is not None
+    assert one.entropies.tolist() == three.entropies.tolist()
+
+
 @given(st.lists(st.floats(-40, 40, width=32), min_size=2, max_size=50))
 def test_entropy(row: list[float]) -> None:
     logits = np.array(row, np.float64)
