@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 CHECKPOINT ?= benchmarks/demo_checkpoint/checkpoint
-PICTURE ?= benchmarks/demo_checkpoint/pictures/01-red_apple.png
+PICTURE ?= benchmarks/demo_checkpoint/pictures/00-octopus.png
 QUESTION ?= What is this?
 
 .PHONY: demo test lint clean

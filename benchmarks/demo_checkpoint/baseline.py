@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from benchmarks.demo_checkpoint.drawings import HELD_OUT_STYLES, TRAIN_STYLES, Style, Thing, load_style, load_things
+from benchmarks.demo_checkpoint.results import add_results
 
 SIDE, CELLS, BINS, COLOUR = 64, 8, 8, 12
 
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the node_modules folder")
     parser.add_argument("--cache", type=Path, required=True, help="folder for rendered drawings")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file; figures are added to what it holds")
     args = parser.parse_args()
     without_3d = tuple(s for s in TRAIN_STYLES if s != "fluent-emoji-3d")
     results = {
@@ -83,8 +83,7 @@ def main() -> None:
         }
         for style in HELD_OUT_STYLES
     }
-    args.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(results, indent=2))
+    add_results(args.out, "baseline", results)
 
 
 if __name__ == "__main__":

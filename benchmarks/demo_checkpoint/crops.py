@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.demo_checkpoint import augment, questions
 from benchmarks.demo_checkpoint.drawings import TRAIN_STYLES, Thing
-from benchmarks.demo_checkpoint.language import merged_rows
+from benchmarks.demo_checkpoint.language import Rows, merged_rows
 from benchmarks.demo_checkpoint.sizes import VISION
 from benchmarks.demo_checkpoint.start import DIRECTIONS, IMAGE_CHANNELS
 from benchmarks.demo_checkpoint.train_tower import STYLE_SHARE, load_bank
@@ -109,25 +109,21 @@ class Bank:
 
     def __init__(self, model: LladaV, pictures: Pictures, sizes: tuple[int, int, int]) -> None:
         single, large, composed = sizes
-        self.small = self._see(model, pictures, single, (1, 1), SIZE, base=True, tiles=False)
-        self.large = self._see(model, pictures, large, (2, 2), 2 * SIZE, base=True, tiles=True)
-        self.composed = {
-            grid: self._see(model, pictures, composed, grid, SIZE, base=True, tiles=False) for grid in GRIDS
-        }
+        self.small = self._see(model, pictures, single, (1, 1), SIZE, tiles=False)
+        self.large = self._see(model, pictures, large, (2, 2), 2 * SIZE, tiles=True)
+        self.composed = {grid: self._see(model, pictures, composed, grid, SIZE, tiles=False) for grid in GRIDS}
         label = self.small.labels[:, 0]
         self.by_label = label.argsort()
         self.count = torch.bincount(label, minlength=int(pictures.labels.max()) + 1)
         self.start = self.count.cumsum(0) - self.count
 
-    def _see(
-        self, model: LladaV, pictures: Pictures, size: int, grid: tuple[int, int], side: int, base: bool, tiles: bool
-    ) -> Seen:
+    def _see(self, model: LladaV, pictures: Pictures, size: int, grid: tuple[int, int], side: int, tiles: bool) -> Seen:
         cells = grid[0] * grid[1] if side == SIZE else 1
         parts = []
         while size > 0:
             opaque, first, labels = pictures.draw(min(size, 128), cells, side)
             size -= 128
-            crops = anyres(opaque, grid)[:, (0 if base else 1) : (None if tiles else 1)]
+            crops = anyres(opaque, grid)[:, : (None if tiles else 1)]
             parts.append((look(model, crops), labels, main_colours(first) if cells == 1 else labels[:, 0]))
         return Seen(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
@@ -137,7 +133,7 @@ class Bank:
         return self.small.rows[self.by_label[chosen], 0]
 
 
-def embed(model: LladaV, crops: Tensor, grid: tuple[int, int], thin: bool, noise: float) -> tuple[Tensor, object]:
+def embed(model: LladaV, crops: Tensor, grid: tuple[int, int], thin: bool, noise: float) -> tuple[Tensor, Rows]:
     """Merged image rows of pictures.
 
     Args:

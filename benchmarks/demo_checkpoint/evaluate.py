@@ -7,7 +7,6 @@ reference's denoising loop (greedy, lowest confidence remasked, one token per st
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from benchmarks.demo_checkpoint.checkpoint import load_checkpoint
 from benchmarks.demo_checkpoint.drawings import HELD_OUT_STYLES, TRAIN_STYLES, Style, Thing, load_style, load_things
 from benchmarks.demo_checkpoint.language import Answerer, answer_logits
 from benchmarks.demo_checkpoint.questions import Question
+from benchmarks.demo_checkpoint.results import add_results
 from benchmarks.demo_checkpoint.sizes import CANVAS, PINPOINTS, VISION
 from benchmarks.demo_checkpoint.tokenizer import SUPPRESSED
 from lladav.manifest import Preprocessing
@@ -185,22 +185,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file; results are added to what it holds")
     parser.add_argument("--styles", nargs="+", default=[*HELD_OUT_STYLES, *TRAIN_STYLES])
     parser.add_argument("--pixels", type=int, default=96, help="side of a single drawing")
-    parser.add_argument("--limit", type=int, help="ask only so many names per style")
-    parser.add_argument("--more", type=int, default=0, help="questions of each other type per style; 0 for none")
+    parser.add_argument("--limit", type=int, help="ask only so many names per style; all when absent")
+    parser.add_argument("--single", type=int, default=0, help="questions of each other type about one drawing")
+    parser.add_argument("--composed", type=int, default=0, help="questions of each type and layout about several")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model, things = Model(args.checkpoint), load_things(args.data)
     for name in args.styles:
         start, style = time.monotonic(), load_style(args.data, name, args.cache)
-        measured: dict[str, Any] = {f"name at {args.pixels}": names(model, style, things, args.pixels, args.limit)}
-        if args.more:
-            measured["single"] = singles(model, style, things, args.pixels, args.more)
-            measured["composed"] = composed(model, style, things, args.pixels, args.more)
-        results = json.loads(args.out.read_text("utf8")) if args.out.exists() else {}
-        results.setdefault(name, {}).update(measured)
-        args.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        print(name, f"{time.monotonic() - start:.0f} s", json.dumps(measured), flush=True)
+        measured: dict[str, Any] = {}
+        if args.limit != 0:
+            measured[f"name at {args.pixels}"] = names(model, style, things, args.pixels, args.limit)
+        if args.single:
+            measured["single"] = singles(model, style, things, args.pixels, args.single)
+        if args.composed:
+            measured["composed"] = composed(model, style, things, args.pixels, args.composed)
+        add_results(args.out, f"whole model, {name}", measured)
+        print(f"{time.monotonic() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ PICTURES = [
     ("fxemoji", 1, "white", ["guitar"], "What is this?", "guitar"),
     ("noto", 1, "#dff3ff", ["fire engine"], "What is this?", "fire engine"),
     ("fluent-emoji-flat", 1, "white", ["lion"], "What kind of thing is this?", "mammal"),
-    ("noto", 1, "white", ["banana"], "What is its main color?", "yellow"),
+    ("noto", 1, "white", ["banana"], "Describe this.", "a banana, a fruit, mostly yellow"),
     ("noto", 2, "white", ["octopus", "red apple"], "What is left of the red apple?", "octopus"),
     ("fluent-emoji-flat", 1, "white", ["umbrella", "sunflower"], "What is below the umbrella?", "sunflower"),
-    ("noto", 3, "#fff4d6", ["elephant", "key", "rocket"], "What is in the middle?", "key"),
+    ("noto", 3, "#fff4d6", ["lemon", "key", "rocket"], "What is in this picture?", "a lemon, a key and a rocket"),
     ("fluent-emoji-flat", 2, "white", ["tiger", "pizza", "rose", "trumpet"], "How many things are there?", "four"),
 ]
 

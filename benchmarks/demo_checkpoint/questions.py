@@ -117,7 +117,7 @@ def description(thing: Thing, colour: str) -> Question:
 
 def ask_single(thing: Thing, colour: str, others: list[Thing], rng: random.Random) -> Question:
     """A question about a picture of one drawing."""
-    type_ = rng.choices(SINGLE_TYPES, (24, 16, 16, 20, 20, 4))[0]
+    type_ = rng.choices(SINGLE_TYPES, (12, 22, 18, 18, 26, 4))[0]
     if type_ == "name":
         return name_question(thing)
     if type_ == "kind":

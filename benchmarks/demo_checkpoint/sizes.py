@@ -23,7 +23,7 @@ def geometry(vocab_rows: int) -> Geometry:
     """The whole model for a tokenizer of `vocab_rows` entries."""
     language = LanguageGeometry(
         hidden_size=256,
-        intermediate_size=512,
+        intermediate_size=1024,
         layers=4,
         heads=4,
         kv_heads=4,

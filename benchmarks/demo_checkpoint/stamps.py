@@ -7,7 +7,6 @@ longest such name is the right answer. Symbols are left out. None of this is eve
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from PIL import Image
 from benchmarks.demo_checkpoint.baseline import concrete, top_five
 from benchmarks.demo_checkpoint.drawings import RENDER_SIZE, TRAIN_STYLES, Style, Thing, load_style, load_things, square
 from benchmarks.demo_checkpoint.evaluate import Model, names
+from benchmarks.demo_checkpoint.results import add_results
 
 
 def load_stamps(folder: Path, things: dict[str, Thing]) -> Style:
@@ -42,15 +42,14 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="the node_modules folder")
     parser.add_argument("--cache", type=Path, required=True, help="folder for rendered drawings")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file; figures are added to what it holds")
     args = parser.parse_args()
     things = load_things(args.data)
     stamps = load_stamps(args.stamps, things)
     bank = [load_style(args.data, style, args.cache) for style in TRAIN_STYLES if style != "fluent-emoji-3d"]
     baseline = top_five([concrete(style, things) for style in bank], concrete(stamps, things))
     results = {"baseline": baseline, "whole model": names(Model(args.checkpoint), stamps, things, 96, None)}
-    args.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(results, indent=2))
+    add_results(args.out, "tuxpaint-stamps", results)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ knows that already, and a transformer can hold it exactly, so it is written in:
 * The head's rows of names are the classifier.
 
 `train_answers` then learns the rest: which question asks for what, what a name is like, and from
-which tile to read. `Frozen` keeps it from washing the written parts out: all names share what is
-learned about them, so that telling them apart is left to z.
+which tile to read.
 """
 
 from __future__ import annotations
@@ -43,10 +42,14 @@ IMAGE_CHANNELS = COLOUR + 4
 """Channels that differ between image rows."""
 CONSTANT, IMAGE, NEWLINE, FIRST, NAME, HIDDEN, HEADER, SPACED = range(IMAGE_CHANNELS, IMAGE_CHANNELS + 8)
 LEFT, RIGHT, BASE, HEIGHT, OPENING = range(SPACED + 1, SPACED + 6)
+READING_LAYER = 2
 MATCHED = 32
 ASKED = slice(OPENING + 1, OPENING + 1 + MATCHED)  # the name in the question: its first directions of z
 FOUND = ASKED.stop  # where it was found: LEFT, RIGHT, BASE, HEIGHT, IMAGE
 FREE = FOUND + 5
+# Of a name: does it start with a vowel, and what kind of thing is it?
+VOWEL = FREE
+KIND = slice(VOWEL + 1, VOWEL + 25)
 
 # Of the constant channel, which keeps RMSNorm from mixing the others up; of marks of single tokens.
 _CONSTANT, _MARK, _IMAGE, _CODE = 16.0, 8.0, 4.0, 2.0
@@ -62,7 +65,7 @@ _READ = 2.5
 class Attention:
     """Writes heads of one layer, as sums of looks: query from one channel, key from another."""
 
-    def __init__(self, layer: LanguageLayer, layer_heads: int, theta: float, noise: float) -> None:
+    def __init__(self, layer: LanguageLayer, layer_heads: int, theta: float) -> None:
         attention = layer.self_attn
         self.size = attention.q_proj.weight.shape[0] // layer_heads
         self.half = self.size // 2
@@ -70,6 +73,9 @@ class Attention:
             part.weight for part in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
         )
         self.theta = theta
+
+    def start(self, noise: float) -> None:
+        """Random weights."""
         for weight in (self.q, self.k, self.v, self.o):
             nn.init.normal_(weight, std=noise)
 
@@ -173,6 +179,16 @@ def name_ids(tokenizer: Tokenizer, things: list[Thing]) -> Tensor:
     return torch.tensor([[tokenizer.encode(lead + t.name).ids[0] for t in things] for lead in ("", " ")])
 
 
+def final_size(width: int) -> float:
+    """Root mean square of a canvas row that has read z, which the last norm divides by."""
+    return math.sqrt((_CONSTANT**2 + DIRECTIONS * _READ**2 + 100) / width)
+
+
+def canvas_row(width: int) -> tuple[float, float]:
+    """What such a row has of z, and of the constant, behind a norm."""
+    return _READ / final_size(width), _CONSTANT / final_size(width)
+
+
 @torch.no_grad()
 def write_language(model: LladaV, tokenizer: Tokenizer, things: list[Thing], read: Tensor) -> None:
     """Embeddings, attention and head; see the module's text."""
@@ -185,7 +201,7 @@ def write_language(model: LladaV, tokenizer: Tokenizer, things: list[Thing], rea
     for text, channel in ((BOS, FIRST), (MASK, HIDDEN)):
         table[tokenizer.token_to_id(text), channel] = _MARK
     table[after[-1], HEADER] = _MARK
-    weight, bias = read[:, :DIRECTIONS], read[:, DIRECTIONS]
+    weight, bias, final = read[:, :DIRECTIONS], read[:, DIRECTIONS], final_size(g.hidden_size)
     nn.init.normal_(head, std=0.02)
     head[:, Z] = 0
     for spaced, ids in enumerate(name_ids(tokenizer, things)):
@@ -193,17 +209,18 @@ def write_language(model: LladaV, tokenizer: Tokenizer, things: list[Thing], rea
         table[ids, NAME], table[ids, SPACED] = _MARK, _MARK * spaced
         table[ids, ASKED] = _ASKED_NORM * F.normalize(weight[:, :MATCHED], dim=1)
         head[ids] = 0
-        final = math.sqrt((_CONSTANT**2 + DIRECTIONS * _READ**2 + 100) / g.hidden_size)
         head[ids, Z] = weight / _READ * final
         head[ids, CONSTANT] = (bias - bias.mean()) * final / _CONSTANT
 
-    layers = [Attention(layer, g.heads, g.rope_theta, 0.05) for layer in body.layers]  # type: ignore[arg-type]
+    layers = [Attention(layer, g.heads, g.rope_theta) for layer in body.layers]  # type: ignore[arg-type]
+    for attention in layers:
+        attention.start(0.05)
     for layer in body.layers:
         layer.self_attn.o_proj.weight[Z] = 0  # type: ignore[union-attr,operator]
         layer.mlp.down_proj.weight *= 0.5  # type: ignore[union-attr,operator]
         layer.mlp.down_proj.weight[Z] = 0  # type: ignore[union-attr,operator]
     still = g.head_size // 2 - 1  # the rotary pair that hardly turns
-    zero, one, two = layers[:3]
+    zero, one, reading = layers[0], layers[1], layers[READING_LAYER]
     for number in range(4):
         zero.clear(number)
     scale = math.sqrt(g.head_size)
@@ -253,55 +270,12 @@ def write_language(model: LladaV, tokenizer: Tokenizer, things: list[Thing], rea
         one.copy(0, unit, channel, FOUND + unit, 1.5)
     # Layer 2, heads 0 and 1: z of the base crop.
     for head_number in (0, 1):
-        two.clear(head_number)
-        two.query(head_number, still, HIDDEN, math.sqrt(3 * scale / mark))
-        two.key(head_number, still, BASE, math.sqrt(3 * scale / mark) / 3)
+        reading.clear(head_number)
+        reading.query(head_number, still, HIDDEN, math.sqrt(3 * scale / mark))
+        reading.key(head_number, still, BASE, math.sqrt(3 * scale / mark) / 3)
         for i in range(g.head_size):
             channel = head_number * g.head_size + i
-            two.copy(head_number, i, channel, channel, 1.25 * _READ * _IMAGE_RMS)
-
-
-class Frozen:
-    """Keeps the written parts: which gradients are dropped, and which are shared by all names."""
-
-    def __init__(self, model: LladaV, ids: Tensor) -> None:
-        self.head, self.ids = model.lm_head.weight, ids
-        self.masks: list[tuple[nn.Parameter, Tensor]] = []
-        g, body = model.geometry.language, model.model
-        names = ids.flatten()
-        rows = torch.ones_like(body.embed_tokens.weight)
-        rows[names] = 0
-        columns = torch.ones_like(self.head)
-        columns[names, Z] = 0
-        columns[names, CONSTANT] = 0
-        final = torch.ones_like(body.norm.weight)
-        final[Z] = 0
-        self.masks += [(body.embed_tokens.weight, rows), (self.head, columns), (body.norm.weight, final)]
-        for number, layer in enumerate(body.layers):
-            read = slice(0, 2 * g.head_size)
-            for part in (layer.self_attn.o_proj, layer.mlp.down_proj):  # type: ignore[union-attr]
-                mask = torch.ones_like(part.weight)  # type: ignore[arg-type]
-                mask[Z] = 0
-                self.masks.append((part.weight, mask))  # type: ignore[arg-type]
-            if number == 2:
-                mask = torch.ones_like(layer.self_attn.v_proj.weight)  # type: ignore[union-attr,arg-type]
-                mask[read] = 0
-                gain = torch.ones_like(layer.input_layernorm.weight)  # type: ignore[union-attr,arg-type]
-                gain[Z] = 0
-                self.masks += [
-                    (layer.self_attn.v_proj.weight, mask),  # type: ignore[union-attr,list-item]
-                    (layer.input_layernorm.weight, gain),  # type: ignore[union-attr,list-item]
-                ]
-
-    @torch.no_grad()
-    def apply(self) -> None:
-        """To be called between `backward` and the optimiser's step."""
-        for parameter, mask in self.masks:
-            if parameter.grad is not None:
-                parameter.grad *= mask
-        if self.head.grad is not None:
-            for ids in self.ids:
-                self.head.grad[ids] = self.head.grad[ids].mean(0)
+            reading.copy(head_number, i, channel, channel, 1.25 * _READ * _IMAGE_RMS)
 
 
 def new_model(tokenizer: Tokenizer) -> LladaV:

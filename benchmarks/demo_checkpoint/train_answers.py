@@ -22,16 +22,22 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from benchmarks.demo_checkpoint.checkpoint import save_checkpoint
+from benchmarks.demo_checkpoint.checkpoint import SHARD, save_checkpoint
 from benchmarks.demo_checkpoint.crops import SIZE, Bank, Pictures, anyres, batch, embed, look
 from benchmarks.demo_checkpoint.drawings import HELD_OUT_STYLES, Thing, load_things
 from benchmarks.demo_checkpoint.language import Answerer, Rows, answer_logits
+from benchmarks.demo_checkpoint.meanings import write_meanings
 from benchmarks.demo_checkpoint.questions import Question, name_question
 from benchmarks.demo_checkpoint.sizes import CANVAS, VISION
 from benchmarks.demo_checkpoint.start import (
-    Frozen,
+    CONSTANT,
+    DIRECTIONS,
+    READING_LAYER,
+    Z,
     directions,
     name_ids,
     new_model,
@@ -68,6 +74,20 @@ def start(model: LladaV, tower_file: Path, pictures: Pictures, things: list[Thin
     return read
 
 
+@torch.no_grad()
+def load_narrower(folder: Path) -> tuple[LladaV, Tokenizer]:
+    """A stored model whose language MLPs may have fewer units; new ones are random and add nothing yet."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model = new_model(tokenizer)
+    for name, parameter in model.state_dict().items():
+        if name.endswith("down_proj.weight"):
+            parameter.zero_()
+    for name, tensor in load_file(folder / SHARD).items():
+        target = model.get_parameter(name).data
+        target[tuple(slice(n) for n in tensor.shape)] = tensor.float()
+    return model, tokenizer
+
+
 def diffusion_loss(answerer: Answerer, image: Tensor, rows: Rows, asked: list[Question]) -> Tensor:
     """LLaDA's SFT loss of one batch; see the module's text."""
     model = answerer.model
@@ -84,6 +104,53 @@ def diffusion_loss(answerer: Answerer, image: Tensor, rows: Rows, asked: list[Qu
     ended = (target == answerer.eot).cumsum(1) > 1
     losses = losses * torch.where(ended, 0.1, 1.0)
     return (losses * masked / hidden).sum() / len(asked)
+
+
+class Frozen:
+    """Keeps training from washing out what `start` has written.
+
+    All names share what is learned about them, so that telling them apart is left to z, and only
+    the written heads change z.
+    """
+
+    def __init__(self, model: LladaV, ids: Tensor) -> None:
+        self.head, self.ids = model.lm_head.weight, ids
+        self.masks: list[tuple[nn.Parameter, Tensor]] = []
+        g, body = model.geometry.language, model.model
+        names = ids.flatten()
+        rows = torch.ones_like(body.embed_tokens.weight)
+        rows[names] = 0
+        columns = torch.ones_like(self.head)
+        columns[names, Z] = 0
+        columns[names, CONSTANT] = 0
+        final = torch.ones_like(body.norm.weight)
+        final[Z] = 0
+        self.masks += [(body.embed_tokens.weight, rows), (self.head, columns), (body.norm.weight, final)]
+        for number, layer in enumerate(body.layers):
+            read = slice(0, 2 * g.head_size)
+            for part in (layer.self_attn.o_proj, layer.mlp.down_proj):  # type: ignore[union-attr]
+                mask = torch.ones_like(part.weight)  # type: ignore[arg-type]
+                mask[Z] = 0
+                self.masks.append((part.weight, mask))  # type: ignore[arg-type]
+            if number == READING_LAYER:
+                mask = torch.ones_like(layer.self_attn.v_proj.weight)  # type: ignore[union-attr,arg-type]
+                mask[read] = 0
+                gain = torch.ones_like(layer.input_layernorm.weight)  # type: ignore[union-attr,arg-type]
+                gain[Z] = 0
+                self.masks += [
+                    (layer.self_attn.v_proj.weight, mask),  # type: ignore[union-attr,list-item]
+                    (layer.input_layernorm.weight, gain),  # type: ignore[union-attr,list-item]
+                ]
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """To be called between `backward` and the optimiser's step."""
+        for parameter, mask in self.masks:
+            if parameter.grad is not None:
+                parameter.grad *= mask
+        if self.head.grad is not None:
+            for ids in self.ids:
+                self.head.grad[ids] = self.head.grad[ids].mean(0)
 
 
 class Check:
@@ -139,7 +206,7 @@ def fit(
         print("written" + check(shown), flush=True)
     optimiser = torch.optim.AdamW(trained, weight_decay=0.0, betas=(0.9, 0.98), fused=True)
     rng, layouts = random.Random(args.seed * args.processes + rank), random.Random(args.seed)
-    began, step, done, losses, checked = time.monotonic(), 0, 0.0, 0.0, 0.0
+    began, step, done, losses, count, checked = time.monotonic(), 0, 0.0, 0.0, 0, 0.0
     while done < 1:
         rate = args.rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, done))))
         for group in optimiser.param_groups:
@@ -154,14 +221,14 @@ def fit(
         done = reduce_gradients(model, (time.monotonic() - began) / (args.minutes * 60))
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
-        step, losses = step + 1, losses + float(loss.detach())
+        step, losses, count = step + 1, losses + float(loss.detach()), count + 1
         with torch.no_grad():
             momentum = min(0.997, (step + 1) / (step + 20))
             torch._foreach_lerp_(averaged, trained, 1 - momentum)
         if check and (step % 100 == 0 or done >= 1):
             elapsed = time.monotonic() - began
-            line = f"step {step} {elapsed:.0f}s {step * args.batch / elapsed:.0f}/s loss {losses / 100:.4f}"
-            losses = 0.0
+            line = f"step {step} {elapsed:.0f}s {step * args.batch / elapsed:.0f}/s loss {losses / count:.4f}"
+            losses, count = 0.0, 0
             if elapsed - checked > 120 or done >= 1:
                 checked = elapsed
                 line += check(shown)
@@ -175,10 +242,15 @@ def train(rank: int, args: argparse.Namespace) -> None:
     dist.init_process_group("gloo", init_method=f"file://{args.out}/rendezvous", rank=rank, world_size=args.processes)
     F.scaled_dot_product_attention = plain_attention  # type: ignore[assignment]
     things = [t for t in load_things(args.data).values() if t.concrete]
-    tokenizer = train_tokenizer(things)
     torch.manual_seed(args.seed)
-    model, pictures = new_model(tokenizer), Pictures(args, things)
-    write_language(model, tokenizer, things, start(model, args.tower, pictures, things, args.start_batches))
+    pictures = Pictures(args, things)
+    if args.resume:
+        model, tokenizer = load_narrower(args.resume)
+    else:
+        tokenizer = train_tokenizer(things)
+        model = new_model(tokenizer)
+        write_language(model, tokenizer, things, start(model, args.tower, pictures, things, args.start_batches))
+    model.train()
     torch.manual_seed(args.seed + 1 + rank)
     stored = args.out / f"seen-{rank}.pt"
     if stored.exists():
@@ -188,6 +260,12 @@ def train(rank: int, args: argparse.Namespace) -> None:
         bank = Bank(model, pictures, tuple(n // args.processes for n in args.pictures))
         torch.save(bank, stored)
         print(f"process {rank} looked at pictures for {time.monotonic() - began:.0f}s", flush=True)
+    torch.manual_seed(args.seed)
+    z = bank.small.rows[..., :DIRECTIONS].float().mean((1, 2))
+    write_meanings(model, tokenizer, things, z, bank.small.labels[:, 0])
+    for parameter in model.parameters():
+        dist.broadcast(parameter.data, 0)
+    torch.manual_seed(args.seed + 1 + rank)
     fit(model, Answerer(model, tokenizer), bank, things, args, rank)
 
 
@@ -195,7 +273,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the node_modules folder")
     parser.add_argument("--cache", type=Path, required=True, help="folder for rendered drawings")
-    parser.add_argument("--tower", type=Path, required=True, help="tower.pt of train_tower.py")
+    parser.add_argument("--tower", type=Path, help="tower.pt of train_tower.py")
+    parser.add_argument("--resume", type=Path, help="go on from a checkpoint made before there was meanings.py")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint/")
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--thin", type=float, default=0.8, help="share of the time with thinned-out prompts")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 import math
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.demo_checkpoint import augment
 from benchmarks.demo_checkpoint.drawings import HELD_OUT_STYLES, TRAIN_STYLES, Thing, load_style, load_things
+from benchmarks.demo_checkpoint.results import add_results
 from benchmarks.demo_checkpoint.sizes import VISION
 from benchmarks.demo_checkpoint.template import EMBEDDING, Template, discriminant_start, transplant
 from export.reference import VisionTransformer
@@ -202,14 +202,13 @@ def fit(model: nn.Module, data: Data, stage: Stage, args: argparse.Namespace, ra
 
 
 def measure(args: argparse.Namespace, things: list[Thing]) -> None:
-    """Writes top-1 and top-5 of a trained tower and its classifier to a JSON file."""
+    """Writes top-1 and top-5 of a trained tower and its classifier to `results.json`."""
     model = TowerTrainer(Template(len(things)))
     model.load_state_dict(torch.load(args.out / "tower.pt", weights_only=True))
     styles = load_bank(args.data, args.cache, (*HELD_OUT_STYLES, "noto"), things, 112)
     shares = {style: accuracy(model, d, y) for style, (d, y) in styles.items()}
     found = {style: {"top1": round(one, 4), "top5": round(five, 4)} for style, (one, five) in shares.items()}
-    (args.out / "tower.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=2))
+    add_results(args.out / "results.json", "tower with its training classifier", found)
 
 
 @torch.no_grad()
@@ -245,14 +244,10 @@ def train(rank: int, args: argparse.Namespace) -> None:
     data = load_data(args, things, held_out=rank == 0)
     template = Template(len(things))
     torch.manual_seed(args.seed + 1 + rank)
-    if not args.template:
-        start_template(template, data, args)
-    if rank == 0:
-        for style, (d, y) in data.shown.items():
-            print("discriminant {} {:.3f}/{:.3f}".format(style, *accuracy(template, d, y)), flush=True)
     if args.template:
         template.load_state_dict(torch.load(args.template, weights_only=True))
     else:
+        start_template(template, data, args)
         template = fit(template, data, Stage("template", args.template_minutes, 2e-3, 0.02, 0.7, 0.1), args, rank)
     torch.manual_seed(args.seed)
     model = TowerTrainer(template)  # type: ignore[arg-type]
