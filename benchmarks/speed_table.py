@@ -19,7 +19,12 @@ def report(results: dict[str, Any]) -> str:
         "contestants took turns; a ratio is the median of the authors' time over ours in the same round, times are "
         f"medians. {machine['processor']}, {machine['cores']} cores, load {machine['load']} when it began and "
         f"{machine['load_after']} at its end; PyTorch {machine['torch']}, ONNX Runtime {machine['onnxruntime']}. "
-        "Both sides compute in float32.",
+        "Both sides compute in float32."
+        + (
+            " The mid-size model's times are processor times of one thread, because other programs kept the cores busy."
+            if machine["clock"] == "processor"
+            else ""
+        ),
         "The authors' loop is our copy of their procedure (`benchmarks/authors.py`), costs included: logits of every "
         "row of prompt and canvas and a float64 softmax over the vocabulary, in every pass.",
     ]

@@ -27,7 +27,15 @@ ANSWERS = {
     }
 }
 RESULTS: dict[str, Any] = {
-    "machine": {"processor": "X", "cores": 2, "load": 0.1, "load_after": 0.2, "torch": "2", "onnxruntime": "1"},
+    "machine": {
+        "processor": "X",
+        "clock": "wall",
+        "cores": 2,
+        "load": 0.1,
+        "load_after": 0.2,
+        "torch": "2",
+        "onnxruntime": "1",
+    },
     "threads=1": {
         "passes": {
             "seconds": {"authors": [8.0], "refresh": [2.0], "step": [0.1]},
