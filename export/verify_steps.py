@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import psutil
 import torch
 
 from lladav.bundle import Bundle
+from lladav.errors import BackendError
 from lladav.export.reference import LladaV
 from lladav.export.streamed_reference import StreamedReference
 from lladav.export.verification import TOLERANCES, Row
@@ -54,7 +56,14 @@ def compare_steps(bundle: Bundle, reference: StreamedReference, prompt: Floats) 
     table = EmbeddingTable(bundle.file(manifest.tables["embed_tokens"].file), manifest.tables["embed_tokens"])
     request = Request((prompt,), Schedule.of(config, length), config, resolve(config))
     loop = _ComparedLoop(Denoiser(bundle), table, manifest.tokens, request, reference.whole())
-    return [loop.row(event, TOLERANCES[manifest.precision].whole) for (event,) in loop if event is not None]
+    rows: list[Row] = []
+    try:
+        for (event,) in loop:
+            assert event is not None
+            rows.append(loop.row(event, TOLERANCES[manifest.precision].whole))
+    except BackendError as error:  # what is wrong with the logits is a finding here
+        rows.append(Row("denoising", f"step {len(rows) + 1} logits", math.nan, 0.0, False, error.what))
+    return rows
 
 
 def available_memory() -> int:
