@@ -47,6 +47,15 @@ class Pictures:
         self.drawings = torch.cat([d for d, _ in bank.values()])
         self.labels = torch.cat([y for _, y in bank.values()])
         self.share = torch.cat([torch.full((len(y),), STYLE_SHARE.get(s, 1.0)) for s, (_, y) in bank.items()])
+        self.waiting = torch.zeros(0, dtype=torch.long)
+
+    def _next(self, count: int) -> Tensor:
+        """The next drawings of a random order, begun anew when it ends, so that none is left out for long."""
+        while len(self.waiting) < count:
+            shown = (torch.rand(len(self.share)) < self.share).nonzero().flatten()
+            self.waiting = torch.cat((self.waiting, shown[torch.randperm(len(shown))]))
+        picked, self.waiting = self.waiting[:count], self.waiting[count:]
+        return picked
 
     def draw(self, size: int, cells: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
         """`size` pictures of `cells` drawings on one ground.
@@ -55,7 +64,7 @@ class Pictures:
             Opaque cells `[size, cells, 3, side, side]` in 0..1, the clean drawings with alpha of the
             first cells `[size, 4, side, side]`, premultiplied, and labels `[size, cells]`.
         """
-        picked = torch.multinomial(self.share, size * cells, replacement=True)
+        picked = self._next(size * cells)
         grid = augment.warp_grid(len(picked), side, (0.8, 1.08), _STRENGTH)
         moved = F.grid_sample(self.drawings[picked].float() / 255, grid, mode="bilinear", align_corners=False)
         moved = augment.recolour(moved, _STRENGTH)
@@ -116,6 +125,8 @@ class Bank:
         self.by_label = label.argsort()
         self.count = torch.bincount(label, minlength=int(pictures.labels.max()) + 1)
         self.start = self.count.cumsum(0) - self.count
+        if not self.count.all():
+            raise ValueError(f"{int((self.count == 0).sum())} things are in none of {single} pictures; take more")
 
     def _see(self, model: LladaV, pictures: Pictures, size: int, grid: tuple[int, int], side: int, tiles: bool) -> Seen:
         cells = grid[0] * grid[1] if side == SIZE else 1
