@@ -12,8 +12,6 @@ from lladav.geometry import Geometry, LanguageGeometry, VisionGeometry
 from lladav.manifest import MANIFEST_NAME, Manifest
 from lladav.records import EngineRecord, read_records
 
-_COMPUTE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-
 
 @dataclass(frozen=True)
 class MemoryNeeds:
@@ -22,7 +20,8 @@ class MemoryNeeds:
     Attributes:
         weights: of all graphs, as stored.
         mapped: tables read by row from their files; they need no memory of their own.
-        prompt_kv: keys and values of one prompt position, over all layers.
+        prompt_kv: keys and values of one prompt position, over all layers, as ONNX Runtime keeps them
+            on the CPU.
         logits: buffer of one sequence for each canvas bucket.
     """
 
@@ -127,7 +126,9 @@ def _vision(g: VisionGeometry) -> int:
 def _memory(manifest: Manifest) -> MemoryNeeds:
     sizes = {entry.path: entry.bytes for entry in manifest.files}
     language = manifest.geometry.language
-    entry = language.kv_heads * language.head_size * _COMPUTE_BYTES[manifest.precision]
+    denoiser = manifest.graphs.get("denoiser_cpu", manifest.graphs["denoiser"])
+    kind = next(spec.dtype for spec in denoiser.inputs if spec.name.startswith("past_key_values."))
+    entry = language.kv_heads * language.head_size * (4 if kind == "float32" else 2)
     return MemoryNeeds(
         weights=sum(sizes[name] for name in {graph.weights for graph in manifest.graphs.values()}),
         mapped=sum(sizes[table.file] for table in manifest.tables.values()),
