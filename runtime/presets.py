@@ -65,7 +65,7 @@ class Knobs(BaseModel):
 
 PRESETS: dict[PresetName, Knobs] = {
     "exact": Knobs(preset="exact", refresh_interval=1, selector="fixed", forbid_mask=False),
-    "quality": Knobs(preset="quality", refresh_interval=4, selector="factor", factor=1.0),
+    "quality": Knobs(preset="quality", refresh_interval=4, selector="fixed"),
     "balanced": Knobs(preset="balanced", refresh_interval=8, selector="factor", factor=1.0),
     "fast": Knobs(preset="fast", refresh_interval=32, selector="frechet", delta=0.2, max_grid=(2, 2)),
     "realtime": Knobs(preset="realtime", refresh_interval=0, selector="fixed", view="single"),
