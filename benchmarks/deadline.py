@@ -49,9 +49,9 @@ class Point:
     misses: int
     beyond_a_step: int
     worst_ms: float
-    median_ms: float
-    right: float
-    forced: float
+    median_ms: float | None
+    right: float | None
+    forced: float | None
 
 
 def make_cases(style: Style, things: dict[str, Thing], count: int) -> list[Case]:
@@ -111,9 +111,9 @@ def at(pipe: Pipeline, cases: Sequence[Case], deadline_ms: float, preset: str) -
         misses=sum(o > 0 for o in over),
         beyond_a_step=beyond,
         worst_ms=max(0.0, *over) if over else 0.0,
-        median_ms=float(np.median(spent)) if given else float("nan"),
-        right=float(np.mean(right)) if given else float("nan"),
-        forced=float(np.mean(forced)) if given else float("nan"),
+        median_ms=float(np.median(spent)) if given else None,
+        right=float(np.mean(right)) if given else None,
+        forced=float(np.mean(forced)) if given else None,
     )
 
 
@@ -126,8 +126,8 @@ def draw(curves: dict[str, list[Point]], file: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for label, points in curves.items():
-        given = [p for p in points if p.answers]
-        axes.plot([p.deadline_ms for p in given], [100 * p.right for p in given], marker="o", label=label)
+        given = [(p.deadline_ms, 100 * p.right) for p in points if p.right is not None]
+        axes.plot(*zip(*given, strict=True), marker="o", label=label)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.xaxis.set_minor_formatter("{x:.0f}")

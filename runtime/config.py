@@ -12,6 +12,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -159,3 +160,16 @@ class Schedule(BaseModel):
         """How many positions each step of a block with `masked` masks commits."""
         base, extra = divmod(masked, self.steps_per_block)
         return [base + (i < extra) for i in range(self.steps_per_block)]
+
+
+def generation_config(**options: object) -> GenerationConfig:
+    """A `GenerationConfig` from options of a command line or a request.
+
+    Raises:
+        OptionError: naming every option that is unknown or out of range.
+    """
+    try:
+        return GenerationConfig.model_validate(options)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg']}" for e in error.errors())
+        raise OptionError(f"these options cannot be used: {faults}", cure="see `lladav run --help`") from error

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from lladav.bundle import Bundle
 from lladav.errors import OptionError
 from lladav.runtime.clock import Clock
-from lladav.runtime.config import GenerationConfig
+from lladav.runtime.config import GenerationConfig, generation_config
 from lladav.runtime.deadline import DeadlineKeeper
 from lladav.runtime.denoise import DenoisingLoop, Request
 from lladav.runtime.denoiser import Denoiser
 from lladav.runtime.embedding import EmbeddingTable, merge_prompt
 from lladav.runtime.images import MAX_PIXELS, Aspect, Source
 from lladav.runtime.pacing import FINISH, Pacer, PassTimes
-from lladav.runtime.pictures import FEATURE_CACHE_BYTES, PictureReader, Prepared
-from lladav.runtime.prompt import IMAGE_TOKEN, ChatTokenizer, Message
-from lladav.runtime.question import DEFAULT_FRAMES, Encoder, Plan, Question
+from lladav.runtime.pictures import FEATURE_CACHE_BYTES, PictureReader
+from lladav.runtime.prompt import ChatTokenizer, Message
+from lladav.runtime.question import DEFAULT_FRAMES, Asked, Encoder, Plan, Question
 from lladav.runtime.results import Answer, StepEvent
 from lladav.runtime.schema import Schema, parse_object, template_text
 from lladav.runtime.sessions import smallest_fitting
@@ -34,28 +32,6 @@ Floats = npt.NDArray[np.float32]
 
 BATCH = 8
 """Questions that `generate_batch` computes side by side unless told otherwise."""
-
-
-@dataclass
-class _Asked:
-    """A question on its way to the loop."""
-
-    ids: list[int]
-    stops: tuple[tuple[int, ...], ...]
-    pictures: list[Prepared]
-    masks: int
-    clock: Clock
-    reused: int = 0
-
-    @property
-    def image_tokens(self) -> tuple[int, ...]:
-        places = sum(1 for i in self.ids if i == IMAGE_TOKEN)
-        return tuple(self.pictures[min(i, len(self.pictures) - 1)].rows for i in range(places) if self.pictures)
-
-    @property
-    def positions(self) -> int:
-        """Of the prompt, before anything is cut off."""
-        return sum(1 for i in self.ids if i != IMAGE_TOKEN) + sum(self.image_tokens)
 
 
 class Pipeline:
@@ -257,7 +233,7 @@ class Pipeline:
         if config.template is not None:
             self.tokenizer.vocabulary(self.bundle.manifest.geometry.language.vocab_rows)
 
-    def _pacer(self, asked: _Asked, plan: Plan, began: float) -> Pacer:
+    def _pacer(self, asked: Asked, plan: Plan, began: float) -> Pacer:
         assert plan.config.deadline_ms is not None
         length = plan.schedule.gen_length
         return self._deadlines.pacer(
@@ -270,7 +246,7 @@ class Pipeline:
             clock=asked.clock,
         )
 
-    def _answer_all(self, asked: Sequence[_Asked], plan: Plan) -> list[Answer]:
+    def _answer_all(self, asked: Sequence[Asked], plan: Plan) -> list[Answer]:
         loop = self._loop(asked, plan, None)
         steps: list[list[StepEvent]] = [[] for _ in asked]
         for events in loop:
@@ -280,7 +256,7 @@ class Pipeline:
                     one.clock.add({"denoise": event.ms})
         return [self._answer(one, plan, loop, number, steps[number]) for number, one in enumerate(asked)]
 
-    def _prepare(self, question: Question, plan: Plan) -> _Asked:
+    def _prepare(self, question: Question, plan: Plan) -> Asked:
         clock, config, knobs = Clock(), plan.config, plan.knobs
         with clock.stage("tokenize"):
             ids, stops = self._encoder.ids(question, config)
@@ -293,9 +269,9 @@ class Pipeline:
             if question.video is not None:
                 pictures.append(self.pictures.video(question.video, question.video_frames))
         aliases = self.bundle.manifest.tokens.mask_aliases
-        return _Asked(ids, stops, pictures, sum(i in aliases for i in ids), clock)
+        return Asked(ids, stops, pictures, sum(i in aliases for i in ids), clock)
 
-    def _alike(self, asked: Sequence[_Asked]) -> list[list[int]]:
+    def _alike(self, asked: Sequence[Asked]) -> list[list[int]]:
         """Numbers of the questions that can be computed side by side: same bucket, same stops.
 
         Masks inside prompts take rows of logits, of which a pass has as many as a canvas bucket:
@@ -307,11 +283,11 @@ class Pipeline:
             groups.setdefault((bucket, one.stops, number if one.masks else None), []).append(number)
         return list(groups.values())
 
-    def _kept(self, asked: _Asked) -> int:
+    def _kept(self, asked: Asked) -> int:
         """Positions of the prompt after `merge_prompt`, which cuts only prompts with pictures."""
         return min(asked.positions, self.bundle.manifest.max_prompt) if asked.pictures else asked.positions
 
-    def _loop(self, asked: Sequence[_Asked], plan: Plan, pacer: Pacer | None) -> DenoisingLoop:
+    def _loop(self, asked: Sequence[Asked], plan: Plan, pacer: Pacer | None) -> DenoisingLoop:
         prompts = []
         for one in asked:
             rows, one.reused = self.pictures.rows(one.pictures, one.clock)
@@ -322,7 +298,7 @@ class Pipeline:
         )
         return DenoisingLoop(self.denoiser, self.table, self.bundle.manifest.tokens, request, self.times, pacer)
 
-    def _answer(self, asked: _Asked, plan: Plan, loop: DenoisingLoop, number: int, steps: list[StepEvent]) -> Answer:
+    def _answer(self, asked: Asked, plan: Plan, loop: DenoisingLoop, number: int, steps: list[StepEvent]) -> Answer:
         canvas = loop.canvases[number]
         with asked.clock.stage("detokenize"):
             ids = loop.answer_ids(number)
@@ -347,16 +323,3 @@ class Pipeline:
             steps=tuple(steps),
             timings_ms={**asked.clock.spent, "total": sum(asked.clock.spent.values())},
         )
-
-
-def generation_config(**options: object) -> GenerationConfig:
-    """A `GenerationConfig` from options of a command line or a request.
-
-    Raises:
-        OptionError: naming every option that is unknown or out of range.
-    """
-    try:
-        return GenerationConfig.model_validate(options)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg']}" for e in error.errors())
-        raise OptionError(f"these options cannot be used: {faults}", cure="see `lladav run --help`") from error

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from lladav.errors import OptionError, PromptError
 from lladav.manifest import Manifest
+from lladav.runtime.clock import Clock
 from lladav.runtime.config import GenerationConfig, Schedule
 from lladav.runtime.images import Source
+from lladav.runtime.pictures import Prepared
 from lladav.runtime.presets import REALTIME_PASSES, Knobs, resolve
 from lladav.runtime.prompt import IMAGE_MARK, IMAGE_TOKEN, ChatTokenizer, Message, with_images
 from lladav.runtime.template import Template
@@ -58,6 +60,37 @@ class Plan:
     schedule: Schedule
     suffix: tuple[int, ...]
     template: Template | None
+
+
+@dataclass
+class Asked:
+    """A question on its way to the loop.
+
+    Attributes:
+        ids: of the prompt, with `IMAGE_TOKEN` for pictures.
+        stops: sequences of ids that end the answer.
+        pictures: cut into crops, not encoded yet; videos too.
+        masks: mask tokens inside the prompt.
+        clock: what has been spent on it.
+        reused: pictures whose rows were kept from an earlier answer.
+    """
+
+    ids: list[int]
+    stops: tuple[tuple[int, ...], ...]
+    pictures: list[Prepared]
+    masks: int
+    clock: Clock
+    reused: int = 0
+
+    @property
+    def image_tokens(self) -> tuple[int, ...]:
+        places = sum(1 for i in self.ids if i == IMAGE_TOKEN)
+        return tuple(self.pictures[min(i, len(self.pictures) - 1)].rows for i in range(places) if self.pictures)
+
+    @property
+    def positions(self) -> int:
+        """Of the prompt, before anything is cut off."""
+        return sum(1 for i in self.ids if i != IMAGE_TOKEN) + sum(self.image_tokens)
 
 
 class Encoder:

@@ -205,8 +205,9 @@ def run(
     ids = integers("--prompt-ids", prompt_ids) if prompt_ids is not None else None
 
     from lladav.runtime import Pipeline
+    from lladav.runtime.config import generation_config
     from lladav.runtime.images import MAX_PIXELS
-    from lladav.runtime.pipeline import BATCH, generation_config
+    from lladav.runtime.pipeline import BATCH
     from lladav.runtime.question import DEFAULT_FRAMES
 
     config = generation_config(

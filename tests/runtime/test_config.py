@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lladav.errors import OptionError
-from lladav.runtime.config import GenerationConfig, Schedule
-from lladav.runtime.pipeline import generation_config
+from lladav.runtime.config import GenerationConfig, Schedule, generation_config
 
 
 @given(st.integers(0, 300), st.integers(1, 40), st.integers(1, 8))
