@@ -2,19 +2,14 @@
 
 Asks the demo checkpoint the same questions about held-out drawings under every setting and
 compares the answers with the right ones. Accuracy is an exact match of the whole answer.
-
-Repetition, on tokens up to the end of the answer (arXiv 2601.20520 for the first two, Welleck et
-al. 2019 for the third): ARR is the share of tokens equal to the one before, SRR the share of answers that have
-such a token, seq-rep-n the share of n-grams of an answer that occurred in it before.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +20,7 @@ from PIL import Image
 from benchmarks.demo_checkpoint import questions
 from benchmarks.demo_checkpoint.drawings import Style, Thing, load_style, load_things
 from benchmarks.demo_checkpoint.evaluate import paste
+from benchmarks.repetition import repetition
 from lladav.runtime import Answer, GenerationConfig, Pipeline
 from lladav.runtime.presets import PRESETS
 
@@ -64,8 +60,8 @@ class Measured:
         refreshes: of which over prompt and canvas.
         tokens_per_pass: tokens up to the end of the answer, its end included, over passes.
         ms: mean milliseconds of denoising per answer.
-        arr: see the module.
-        srr: see the module.
+        arr: see `repetition`, as the next two.
+        srr: share of answers.
         seq_rep: for n = 2, 3, 4.
         image_tokens: mean per picture.
     """
@@ -105,20 +101,6 @@ def make_cases(styles: Sequence[Style], things: dict[str, Thing], count: int) ->
                 image = paste([style.pixels[one]], 1, CELL)
             cases.append(Case(style.name, asked.type, asked.text, asked.answer, image))
     return cases
-
-
-def repetition(answers: Iterable[Sequence[int]]) -> tuple[float, float, tuple[float, float, float]]:
-    """ARR, SRR and seq-rep-2, -3, -4 of answers as token ids."""
-    adjacent, pairs, repeating, total = 0, 0, 0, 0
-    shares: dict[int, list[float]] = {2: [], 3: [], 4: []}
-    for ids in answers:
-        equal = sum(a == b for a, b in itertools.pairwise(ids))
-        adjacent, pairs, repeating, total = adjacent + equal, pairs + len(ids), repeating + (equal > 0), total + 1
-        for n, found in shares.items():
-            grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
-            found.append(1 - len(set(grams)) / len(grams) if grams else 0.0)
-    means = tuple(float(np.mean(found)) if found else 0.0 for found in shares.values())
-    return adjacent / max(pairs, 1), repeating / max(total, 1), (means[0], means[1], means[2])
 
 
 def measure(pipe: Pipeline, cases: Sequence[Case], config: GenerationConfig) -> Measured:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SHARED
 
 from benchmarks.golden import CONFIDENCE_TOLERANCE, GoldenSet, applies, config_of, replay
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 
 def _cases() -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.quality import repetition
+from benchmarks.repetition import repetition
 
 
 def test_repetition() -> None:
