@@ -72,6 +72,7 @@ class Denoiser:
             self._window = None  # frees the old buffers before the new ones are made
             self._window = Window(self._session, self._manifest, batch, p, c, cached)
         self._window.lay_out(prompts, canvas)
+        self._window.owner = None
         return self._window
 
 
@@ -88,7 +89,7 @@ class Window:
         prompt: `[B, prompt bucket, D]` float32 input rows of the prompts.
         canvas: `[B, canvas bucket, D]` float32 input rows of answer and suffix.
         cached: whether there are buffers for `step`.
-        owner: whose rows are in the buffers.
+        owner: whose rows are in the buffers; None from when they are handed out until someone claims them.
     """
 
     def __init__(self, session: Any, manifest: Manifest, batch: int, prompt: int, canvas: int, cached: bool) -> None:

@@ -298,6 +298,16 @@ def test_interrupted_stream_says_so(pipeline: Pipeline) -> None:
     assert pipeline.generate(prompt_ids=PROMPT, config=config).token_ids == alone.token_ids
 
 
+def test_warm_up_of_a_refused_deadline_interrupts_a_stream(pipeline: Pipeline) -> None:
+    """It computes in the same buffers, though no answer follows."""
+    stream = pipeline.stream(prompt_ids=PROMPT, config=GenerationConfig(gen_length=8))
+    next(stream)
+    with pytest.raises(OptionError, match="cannot be kept"):
+        pipeline.generate(prompt_ids=PROMPT[:3], config=GenerationConfig(gen_length=8, deadline_ms=1e-6))
+    with pytest.raises(OptionError, match="interrupted by another"):
+        list(stream)
+
+
 def test_threads_wait_for_one_another(pipeline: Pipeline) -> None:
     config = GenerationConfig(gen_length=8)
     prompts = [[5, 17, 80 + i] for i in range(6)]
