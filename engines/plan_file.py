@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from lladav.errors import EngineError
+from lladav.staging import sync
 
 
 class HashedStream:
@@ -73,7 +74,7 @@ def staged_file(target: Path) -> Iterator[HashedStream]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)
-        _sync(target.parent)
+        sync(target.parent)
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
@@ -83,11 +84,3 @@ def staged_file(target: Path) -> Iterator[HashedStream]:
                 cure="free some space and run it again" if full else "check the disk and run it again",
             ) from error
         raise
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

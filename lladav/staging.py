@@ -48,10 +48,10 @@ def staged_folder(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield staging
         for file in staging.rglob("*"):
-            _sync(file)
-        _sync(staging)
+            sync(file)
+        sync(staging)
         staging.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
         if isinstance(error, OSError):
@@ -78,7 +78,8 @@ def _remove_abandoned(staging: Path, target: Path) -> None:
     shutil.rmtree(staging)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

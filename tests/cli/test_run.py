@@ -8,11 +8,10 @@ import re
 from pathlib import Path
 
 import pytest
+from command import run
 from PIL import Image
 from rich.console import Console
-from typer.testing import CliRunner
 
-from lladav.cli.app import app
 from lladav.cli.watch import follow
 from lladav.runtime import GenerationConfig, Pipeline
 
@@ -24,12 +23,6 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("picture") / "gradient.png"
     Image.linear_gradient("L").resize((80, 60)).save(path)
     return str(path)
-
-
-def run(bundle: Path, *arguments: str, expect: int = 0) -> tuple[str, str]:
-    result = CliRunner().invoke(app, ["run", str(bundle), *arguments])
-    assert result.exit_code == expect, result.stderr
-    return result.stdout, result.stderr
 
 
 def test_text_alone_is_on_stdout(tiny_bundle: Path, picture: str) -> None:

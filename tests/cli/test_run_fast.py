@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from command import run
 from PIL import Image
-from typer.testing import CliRunner
-
-from lladav.cli.app import app
 
 
 @pytest.fixture(scope="module")
@@ -17,12 +15,6 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("picture") / "gradient.png"
     Image.linear_gradient("L").resize((200, 80)).save(path)
     return str(path)
-
-
-def run(bundle: Path, *arguments: str, expect: int = 0) -> tuple[str, str]:
-    result = CliRunner().invoke(app, ["run", str(bundle), *arguments])
-    assert result.exit_code == expect, result.stderr
-    return result.stdout, result.stderr
 
 
 def answer(bundle: Path, *arguments: str) -> dict[str, object]:
