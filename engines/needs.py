@@ -27,20 +27,18 @@ class Needs:
     Attributes:
         weights: of all graphs; the embedding table is read from its file and not counted.
         activations: of the larger of the two passes; an estimate.
-        prompt_kv: keys and values of the prompt, kept between steps.
-        window_kv: keys and values that a refresh returns, of prompt and canvas.
+        prompt_kv: keys and values of the prompt, which a refresh writes where steps read them.
         logits: of every canvas position, float32.
     """
 
     weights: int
     activations: int
     prompt_kv: int
-    window_kv: int
     logits: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.activations + self.prompt_kv + self.window_kv + self.logits
+        return self.weights + self.activations + self.prompt_kv + self.logits
 
 
 def memory_needs(manifest: Manifest, prompt: int, canvas: int, *, batch: int = 1, precision: Precision) -> Needs:
@@ -63,7 +61,6 @@ def memory_needs(manifest: Manifest, prompt: int, canvas: int, *, batch: int = 1
             activation_bytes(g, canvas, window, past=prompt, rows=canvas, batch=batch, width=width),
         ),
         prompt_kv=position * prompt,
-        window_kv=position * window,
         logits=4 * batch * canvas * g.vocab_rows,
     )
 

@@ -7,6 +7,7 @@ from lladav.records import Profile, Range
 
 BATCH = Range(1, 1, 2)
 """Sequences side by side; classifier-free guidance computes two."""
+NONE = Range(0, 0, 0)
 CPU_GRAPH = "denoiser_cpu"
 
 
@@ -22,8 +23,8 @@ def graph_profiles(manifest: Manifest) -> dict[str, tuple[Profile, ...]]:
     both = Range(*(p + c for p, c in zip(prompt, canvas, strict=True)))
     # Rows of logits shrink to one as an answer fills.
     shared = {"batch": BATCH, "rows": Range(1, canvas.tuned, canvas.most), "keys": both}
-    refresh = Profile(name="refresh", sizes={**shared, "window": both, "past": Range(0, 0, 0)})
-    step = Profile(name="step", sizes={**shared, "window": canvas, "past": prompt})
+    refresh = Profile(name="refresh", sizes={**shared, "window": both, "past": NONE, "kept": prompt})
+    step = Profile(name="step", sizes={**shared, "window": canvas, "past": prompt, "kept": NONE})
     profiles: dict[str, tuple[Profile, ...]] = {"denoiser": (refresh, step)}
     tiles = Profile(name="tiles", sizes={"tiles": _ends_and_middle(buckets.tiles)})
     return profiles | {name: (tiles,) for name in manifest.graphs if name not in ("denoiser", CPU_GRAPH)}

@@ -10,6 +10,7 @@ joined: one for engine builders and one for ONNX Runtime on the CPU.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -30,12 +31,13 @@ def denoiser(g: LanguageGeometry, compute: TensorType) -> GraphBuilder:
 
     Inputs: `inputs_embeds` `[B, W, D]` float32, `position_ids` `[B, W]` int64,
     `attention_bias` `[B, 1, 1, C + W]` float32 (0, or very negative where a key is padding),
-    `rows` `[R]` int64 (window positions whose logits are wanted) and per layer
-    `past_key_values.N.{key,value}` `[B, H_kv, C, Dh]`.
+    `rows` `[R]` int64 (window positions whose logits are wanted), per layer
+    `past_key_values.N.{key,value}` `[B, H_kv, C, Dh]`, and `kept` `[K]` int64 (window positions
+    whose keys and values are returned).
 
     Outputs: `logits` `[B, R, V]` float32 and per layer `present.N.{key,value}`
-    `[B, H_kv, W, Dh]`: the window's own, keys after rotary embedding. The caller decides which
-    of them to keep.
+    `[B, H_kv, K, Dh]`, keys after rotary embedding: a refresh keeps the prompt's, which it so
+    writes straight to where the next steps read them, and a step none.
 
     Args:
         g: sizes; `vocab_rows` is the number of rows of logits.
@@ -44,11 +46,12 @@ def denoiser(g: LanguageGeometry, compute: TensorType) -> GraphBuilder:
     """
     b = GraphBuilder("denoiser", compute)
     inputs = _inputs(b, g, compute)
-    present = _language_model(b, g, inputs, JointAttention(b, inputs.bias, compute))
-    window = ("batch", g.kv_heads, "window", g.head_size)
-    for i, (key, value) in enumerate(present):
-        b.output(key, f"present.{i}.key", compute, window)
-        b.output(value, f"present.{i}.value", compute, window)
+    kept = b.input("kept", "int64", ("kept",))
+
+    def keep(part: str) -> str:
+        return b.op("Gather", part, kept, axis=2, name="kept")
+
+    _language_model(b, g, inputs, JointAttention(b, inputs.bias, compute), keep, "kept")
     return b
 
 
@@ -63,14 +66,13 @@ def denoiser_cpu(g: LanguageGeometry, compute: TensorType, joint: GraphBuilder) 
     """
     b = GraphBuilder("denoiser_cpu", compute, weights_of=joint)
     inputs = _inputs(b, g, "float32")
-    keep = b.input("keep", "int64", (1,))
+    count = b.input("keep", "int64", (1,))
+
+    def keep(part: str) -> str:
+        return b.op("Slice", part, b.constant([0], "int64"), count, b.constant([2], "int64"), name="kept")
+
     attend = SplitAttention(b, inputs.bias, "float32", inputs.embeds, inputs.past[0])
-    present = _language_model(b, g, inputs, attend)
-    kept = ("batch", g.kv_heads, "keep", g.head_size)
-    for i, parts in enumerate(present):
-        for name, part in parts._asdict().items():
-            first = b.op("Slice", part, b.constant([0], "int64"), keep, b.constant([2], "int64"), name="kept")
-            b.output(first, f"present.{i}.{name}", "float32", kept)
+    _language_model(b, g, inputs, attend, keep, "keep")
     return b
 
 
@@ -104,11 +106,26 @@ def _inputs(b: GraphBuilder, g: LanguageGeometry, cache: TensorType) -> _Inputs:
     )
 
 
-def _language_model(b: GraphBuilder, g: LanguageGeometry, inputs: _Inputs, attend: _Attend) -> list[KeyValues]:
-    """Everything from input rows to the output `logits`; returns every layer's keys and values.
+def _language_model(
+    b: GraphBuilder,
+    g: LanguageGeometry,
+    inputs: _Inputs,
+    attend: _Attend,
+    keep: Callable[[str], str],
+    kept: str,
+) -> None:
+    """Everything from input rows to the outputs `logits` and `present.N`.
 
     The last layer's output is wanted for the chosen rows alone, so the rest of it, keys and
     values excepted, is computed for these.
+
+    Args:
+        b: the graph.
+        g: sizes.
+        inputs: of the graph.
+        attend: mixes values.
+        keep: reduces keys or values to the positions that are returned.
+        kept: what the number of these is called in shapes.
     """
     x = inputs.embeds
     with b.scope("rotary"):
@@ -123,8 +140,9 @@ def _language_model(b: GraphBuilder, g: LanguageGeometry, inputs: _Inputs, atten
                     x, rows = (b.op("Gather", value, inputs.rows, axis=1, name="rows") for value in (x, h))
                     rotary_of_rows = _Rotary(*(b.op("Gather", t, inputs.rows, axis=2, name="rows") for t in rotary))
                 query = b.cast(_query(b, rows, f"{prefix}.self_attn", g, rotary_of_rows), inputs.cache, "float32")
-                present.append(_key_values(b, h, f"{prefix}.self_attn", g, rotary, inputs.cache))
-                mixed = b.cast(attend(query, inputs.past[i], present[i]), "float32", inputs.cache)
+                window = _key_values(b, h, f"{prefix}.self_attn", g, rotary, inputs.cache)
+                present.append(KeyValues(*map(keep, window)))
+                mixed = b.cast(attend(query, inputs.past[i], window), "float32", inputs.cache)
                 x = b.op("Add", x, _attention_output(b, mixed, f"{prefix}.self_attn", g), name="residual")
             with b.scope("mlp"):
                 h = b.cast(_rms_norm(b, x, f"{prefix}.post_attention_layernorm", g), b.compute, "float32")
@@ -134,7 +152,9 @@ def _language_model(b: GraphBuilder, g: LanguageGeometry, inputs: _Inputs, atten
         logits = b.linear(normed, "lm_head", (g.vocab_rows, g.hidden_size), name="lm_head")
         logits = b.cast(logits, "float32", b.compute)
     b.output(logits, "logits", "float32", ("batch", "rows", g.vocab_rows))
-    return present
+    for i, parts in enumerate(present):
+        for name, part in parts._asdict().items():
+            b.output(part, f"present.{i}.{name}", inputs.cache, ("batch", g.kv_heads, kept, g.head_size))
 
 
 class _Rotary(NamedTuple):

@@ -21,7 +21,7 @@ _STORED: dict[int, type[np.generic]] = {
 }
 _NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 # They pass values on as they are, so there is nothing to round.
-_MOVES = frozenset({"Concat", "Reshape", "Split", "Transpose"})
+_MOVES = frozenset({"Concat", "Gather", "Reshape", "Split", "Transpose"})
 
 
 class Piece:

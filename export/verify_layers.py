@@ -233,6 +233,8 @@ class _Window:
             "position_ids": self.laid_out(np.arange(embeds.shape[1])[None]),
             "attention_bias": bias,
             "rows": self._rows,
+            "kept": np.arange(self._size),
+            "keep": np.array([self.canvas_start]),
         }
 
     def step_pass(self, full_pass: Values) -> Values:
@@ -242,4 +244,6 @@ class _Window:
             "position_ids": full_pass["position_ids"][:, self.canvas_start :],
             "attention_bias": full_pass["attention_bias"],
             "rows": self._rows - self.canvas_start,
+            "kept": np.arange(0),
+            "keep": np.array([0]),
         }

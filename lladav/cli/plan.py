@@ -59,7 +59,7 @@ def _rows(found: Prediction) -> Table:
         numbers=tuple(range(len(columns))),
     )
     for row in found.rows:
-        needs = (row.needs.activations, row.needs.prompt_kv + row.needs.window_kv, row.needs.logits)
+        needs = (row.needs.activations, row.needs.prompt_kv, row.needs.logits)
         free = Text(screen.size(row.free)) if row.free >= 0 else Text(f"-{screen.size(-row.free)}", "bold red")
         table.add_row(
             f"{row.prompt:,}",
@@ -96,6 +96,6 @@ def _basis(found: Prediction) -> Table:
         "activations",
         f"of one size; an engine for all sizes and two sequences asks for {screen.size(found.all_sizes_activations)}",
     )
-    table.add_row("keys, values", "of the prompt, kept for steps, and of prompt and canvas, returned by a refresh")
+    table.add_row("keys, values", "of the prompt, kept for steps")
     table.add_row("not counted", "vision encoder, sampling, launches, and what the driver takes of the memory")
     return table

@@ -56,11 +56,10 @@ def test_memory_of_the_tiny_model(bundle_in: MakeBundle) -> None:
     assert needs.weights == 2 * (language + tower + connector)
     # 2 layers x 32 wide, keys and values, two bytes: 256 a position; two sequences.
     assert needs.prompt_kv == 2 * 128 * 256
-    assert needs.window_kv == 2 * 160 * 256
     assert needs.logits == 4 * 2 * 32 * rows
     # The refresh: 8 MiB, 160 positions of 16 x 32 + 4 x 48 bytes and 32 rows of logits, for two sequences.
     assert needs.activations == 8_388_608 + 2 * (160 * 704 + 32 * 2 * rows)
-    assert needs.total == 2 * (language + tower + connector) + 65536 + 81920 + 256 * rows + needs.activations
+    assert needs.total == 2 * (language + tower + connector) + 65536 + 256 * rows + needs.activations
 
 
 def test_step_joins_keys_and_values() -> None:

@@ -28,6 +28,8 @@ def test_denoiser_has_a_profile_per_pass(bundle_in: Callable[[Precision], Path])
     for profile in (refresh, step):
         assert of("attention_bias", profile) == ((1, 1, 1, 72), (1, 1, 1, 160), (2, 1, 1, 160))
         assert of("rows", profile) == ((1,), (32,), (32,))
+    assert of("kept", refresh) == ((64,), (128,), (128,))
+    assert of("kept", step) == ((0,), (0,), (0,))
 
 
 def test_tower_and_connector_have_one(bundle_in: Callable[[Precision], Path]) -> None:

@@ -75,7 +75,8 @@ def test_names_follow_onnx_runtime_genai(bundle: Bundle) -> None:
     spec = bundle.manifest.graphs["denoiser"]
     inputs, outputs = [s.name for s in spec.inputs], [s.name for s in spec.outputs]
     assert inputs[:4] == ["inputs_embeds", "position_ids", "attention_bias", "rows"]
-    assert inputs[4:] == [f"past_key_values.{i}.{part}" for i in range(2) for part in ("key", "value")]
+    assert inputs[4:-1] == [f"past_key_values.{i}.{part}" for i in range(2) for part in ("key", "value")]
+    assert inputs[-1] == "kept"
     assert outputs == ["logits", *(f"present.{i}.{part}" for i in range(2) for part in ("key", "value"))]
     assert [s.name for s in bundle.manifest.graphs["connector"].outputs] == ["image_features"]
 
@@ -120,18 +121,21 @@ def test_step_pass_equals_full_pass(tmp_path: Path, kv_heads: int) -> None:
         "position_ids": positions,
         "attention_bias": np.zeros((2, 1, 1, window), np.float32),
         "rows": np.arange(prompt, window),
+        "kept": np.arange(prompt),
     }
     caches = [f"{i}.{part}" for i in range(2) for part in ("key", "value")]
     empty = {f"past_key_values.{c}": np.zeros((2, kv_heads, 0, 8), np.float32) for c in caches}
     full = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds | empty), strict=True))
-    past = {f"past_key_values.{c}": full[f"present.{c}"][:, :, :prompt] for c in caches}
+    past = {f"past_key_values.{c}": full[f"present.{c}"] for c in caches}
     step = {
         "inputs_embeds": embeds[:, prompt:],
         "position_ids": positions[:, prompt:],
         "attention_bias": feeds["attention_bias"],
         "rows": np.arange(canvas),
+        "kept": np.arange(0),
     }
-    (logits,) = session.run(["logits"], step | past)
+    logits, key = session.run(["logits", "present.0.key"], step | past)
+    assert key.shape == (2, kv_heads, 0, 8)
     np.testing.assert_allclose(logits, full["logits"], atol=1e-5)
 
 

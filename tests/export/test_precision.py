@@ -38,9 +38,11 @@ def logits(bundle: Bundle, embeds: np.ndarray) -> np.ndarray:
         "position_ids": np.arange(length)[None],
         "attention_bias": np.zeros((1, 1, 1, length), np.float32),
         "rows": np.arange(length),
+        "kept": np.arange(0),
     }
-    for spec in bundle.manifest.graphs["denoiser"].inputs[4:]:
-        values[spec.name] = np.zeros((1, language.kv_heads, 0, language.head_size), np.float32)
+    for name in (spec.name for spec in bundle.manifest.graphs["denoiser"].inputs):
+        if name.startswith("past_key_values."):
+            values[name] = np.zeros((1, language.kv_heads, 0, language.head_size), np.float32)
     graph = GraphPieces(bundle.file("denoiser.onnx"))
     for scope in ("rotary", *(f"layers.{i}" for i in range(language.layers)), "head"):
         values |= graph.piece(scope).run(values)
