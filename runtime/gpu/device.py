@@ -43,11 +43,13 @@ class Device(Protocol):
         name: of the GPU.
         compute_capability: such as 8.7.
         stream: the raw handle, for libraries that enqueue by themselves.
+        ordinal: the GPU's number as CUDA counts them, which arrays of other libraries carry.
     """
 
     name: str
     compute_capability: str
     stream: int
+    ordinal: int
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""
@@ -88,6 +90,13 @@ class Device(Protocol):
         """
 
     def event(self) -> Event: ...
+
+    def follow(self, stream: int) -> None:
+        """Lets what is enqueued from here on wait for what another stream holds now; the host does not wait.
+
+        Args:
+            stream: its raw handle, or 1 for the legacy and 2 for the per-thread default stream.
+        """
 
     def synchronize(self) -> None:
         """Blocks the host until all enqueued work is done."""
