@@ -104,18 +104,18 @@ class _ComparedLoop(DenoisingLoop):
             note += f", the others within {self._margin:.2g} logits in PyTorch"
         return Row("denoising", f"step {event.step + 1} logits", self._error, tolerance, passed, note)
 
-    def _evaluate(self, turn: Turn, logits: Floats) -> None:
+    def _evaluate(self, turn: Turn, logits: Floats, rows: npt.NDArray[np.int64]) -> None:
         length = turn.canvas.length
         real = np.concatenate((self._request.prompts[0], self._window.canvas[0, :length]))
         with torch.no_grad():
             hidden = self._model.hidden_states(torch.from_numpy(real)[None])[-1]
             theirs = self._model.lm_head(hidden[:, -length:])[0].double().numpy()
         asked = turn.computed[turn.computed < length]
-        self._error = float(np.abs(logits[: len(asked)] - theirs[asked]).max())
+        self._error = float(np.abs(logits[turn.number, rows[: len(asked)]] - theirs[asked]).max())
         self._magnitude = float(np.abs(theirs).max())
         theirs[:, self._suppressed] = -np.inf
         self._logits = theirs
-        super()._evaluate(turn, logits)
+        super()._evaluate(turn, logits, rows)
 
     def _select(self, turn: Turn) -> npt.NDArray[np.int64]:
         chosen = super()._select(turn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 from pydantic import (
@@ -18,6 +19,7 @@ from pydantic import (
 )
 
 from lladav.errors import OptionError
+from lladav.runtime.schema import template_text
 from lladav.runtime.selectors import SelectorName
 
 PresetName = Literal["exact", "quality", "balanced", "fast", "realtime"]
@@ -57,7 +59,8 @@ class GenerationConfig(BaseModel):
         delta: of the Frechet selector.
         gamma: nats, of the entropy-bounded selector.
         deadline_ms: milliseconds from the call to the answer; see `runtime/pacing.py`.
-        template: the answer as text with holes; see `runtime/template.py`.
+        template: the answer as text with holes; see `runtime/template.py`. `schema=` takes a
+            pydantic model or JSON schema of flat fields instead, which becomes a template.
         max_grid: most columns and rows of crops of a picture.
         view: `single` shows one view of the whole picture instead of crops.
     """
@@ -87,6 +90,16 @@ class GenerationConfig(BaseModel):
     template: str | None = None
     max_grid: Grid | None = None
     view: View | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _schema_as_template(cls, options: object) -> object:
+        if not isinstance(options, Mapping) or options.get("schema") is None:
+            return options
+        if options.get("template") is not None:
+            raise ValueError("a schema and a template contradict each other; leave one of them out")
+        given = {name: value for name, value in options.items() if name != "schema"}
+        return {**given, "template": template_text(options["schema"])}
 
     @field_validator("max_grid", mode="before")
     @classmethod

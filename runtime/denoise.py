@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +20,12 @@ from lladav.runtime.canvas import Canvas
 from lladav.runtime.config import GenerationConfig, Schedule
 from lladav.runtime.denoiser import Denoiser
 from lladav.runtime.embedding import EmbeddingTable
+from lladav.runtime.evaluation import Sampling
 from lladav.runtime.pacing import Pacer, PassTimes, pass_key
 from lladav.runtime.presets import Knobs
 from lladav.runtime.results import FinishReason, PassKind, StepEvent
-from lladav.runtime.sampling import Sampler, guide, restrict
 from lladav.runtime.selectors import Scores
-from lladav.runtime.template import Template
+from lladav.runtime.template import Restriction, Template
 
 
 @dataclass(frozen=True)
@@ -104,20 +105,18 @@ class DenoisingLoop:
         ]
         self._guided = request.config.cfg_scale > 0
         self._lay_out(denoiser, mask_row)
-        suppressed = tokens.suppressed + (tokens.mask_aliases if request.knobs.forbid_mask else ())
         # A generator for every answer, so that it does not depend on what it is computed beside.
         self._draws = [np.random.default_rng(request.config.seed) for _ in self.canvases]
-        self._samplers = [
-            Sampler(
-                table.rows,
-                suppressed,
-                request.config.temperature,
-                draw,
+        self._evaluator = self._window.evaluator(
+            Sampling(
+                suppressed=tokens.suppressed + (tokens.mask_aliases if request.knobs.forbid_mask else ()),
+                temperature=request.config.temperature,
+                cfg_scale=request.config.cfg_scale,
+                seed=request.config.seed,
                 entropy=self._selector.needs_entropy,
-                threads=denoiser.threads,
-            )
-            for draw in self._draws
-        ]
+            ),
+            self._draws,
+        )
         self._step = 0
         self._committed = 0
         self._out_of_time = False
@@ -185,11 +184,10 @@ class DenoisingLoop:
         events: list[StepEvent | None] = [None] * len(due)
         done = []
         for turn, place in zip(turns, places, strict=True):
-            rows = self._own_logits(logits, turn, np.searchsorted(wanted, place))
-            self._evaluate(turn, rows)
-            chosen = self._commit(turn, self._select(turn), rows, whole=self._scheduled)
+            self._evaluate(turn, logits, np.searchsorted(wanted, place))
+            chosen = self._commit(turn, self._select(turn), whole=self._scheduled)
             turn.canvas.scan()
-            forced = self._commit_rest(turn, rows) if last else chosen[:0]
+            forced = self._commit_rest(turn) if last or self._must_end(turn) else chosen[:0]
             self._committed += len(chosen)
             self._out_of_time |= len(forced) > 0
             done.append((turn, chosen, forced))
@@ -222,30 +220,27 @@ class DenoisingLoop:
         places: np.ndarray = np.where(positions < 0, prompt + positions, self._window.canvas_start + positions)
         return places
 
-    def _own_logits(self, logits: np.ndarray, turn: Turn, places: np.ndarray) -> np.ndarray:
-        """`[m, V]` logits of the rows that this turn asked for; a view where that is possible."""
-        own: np.ndarray = logits[turn.number]
-        if self._guided:
-            guide(own, logits[len(self.canvases) + turn.number], self._request.config.cfg_scale)
-        if not np.array_equal(places, np.arange(len(own))):
-            own = own[places]
-        return own
-
-    def _evaluate(self, turn: Turn, logits: np.ndarray) -> None:
+    def _evaluate(self, turn: Turn, logits: Any, rows: np.ndarray) -> None:
         """Token and confidence of every row that this pass computed.
+
+        Args:
+            turn: whose rows they are.
+            logits: of the pass.
+            rows: `[m]` int64, where `turn.computed` are among the pass's rows.
 
         Raises:
             BackendError: logits that are no numbers.
         """
         canvas = turn.canvas
-        for row, own in zip(turn.computed, logits, strict=True) if canvas.template is not None else ():
-            if row < canvas.length:
-                restrict(own, canvas.restriction(row))
-        picks = self._samplers[turn.number].pick(logits)
+        rules: dict[int, Restriction] = {}
+        if canvas.template is not None:
+            own = enumerate(turn.computed.tolist())
+            rules = {index: canvas.restriction(row) for index, row in own if row < canvas.length}
+        picks = self._evaluator.pick(logits, turn.number, rows, rules)
         if not np.isfinite(picks.confidences).all():
             raise BackendError(
                 f"pass {self._step + 1} gave logits that are no numbers for {int(np.isnan(picks.confidences).sum())} "
-                f"of {len(logits)} positions",
+                f"of {len(rows)} positions",
                 cure="run `lladav verify BUNDLE CHECKPOINT`; export again with --dtype fp32 if float16 overflows",
             )
         canvas.tokens[turn.computed] = picks.tokens
@@ -263,12 +258,12 @@ class DenoisingLoop:
         chosen: np.ndarray = rows[self._selector.select(Scores(ranks, entropies), turn.quota)]
         return chosen
 
-    def _commit(self, turn: Turn, rows: np.ndarray, logits: np.ndarray, *, whole: bool) -> np.ndarray:
+    def _commit(self, turn: Turn, rows: np.ndarray, *, whole: bool) -> np.ndarray:
         """Decides rows, the best first.
 
         Args:
+            turn: the last that was evaluated.
             rows: `[k]` int64.
-            logits: `[m, V]` of `turn.computed`.
             whole: a row whose token a better one of the same hole of a template rules out takes the
                 likeliest that is left; otherwise it waits for the next pass.
 
@@ -287,20 +282,24 @@ class DenoisingLoop:
             if not canvas.allows(row):
                 if not whole:
                     continue
-                own = logits[np.searchsorted(turn.computed, row)]
-                restrict(own, canvas.restriction(row))
-                canvas.tokens[row] = own.argmax()
-                canvas.confidences[row] = 1 / np.exp(own - own.max()).sum(dtype=np.float64)
+                index = int(np.searchsorted(turn.computed, row))
+                canvas.tokens[row], canvas.confidences[row] = self._evaluator.pick_again(index, canvas.restriction(row))
             canvas.commit(np.array([row]))
             decided.append(row)
             self._write(turn.number, np.append(canvas.follow(), row))
         return np.array(decided, np.int64)
 
-    def _commit_rest(self, turn: Turn, logits: np.ndarray) -> np.ndarray:
+    def _must_end(self, turn: Turn) -> bool:
+        """Whether no further pass fits the deadline, and this one said enough to do without."""
+        if self._pacer is None or self._pacer.fits():
+            return False
+        return bool(np.isin(turn.canvas.candidates(whole=True), turn.candidates).all())
+
+    def _commit_rest(self, turn: Turn) -> np.ndarray:
         """Decides everything before the stop, because no further pass fits the deadline."""
         canvas = turn.canvas
         rest = np.intersect1d(turn.candidates, canvas.candidates(whole=True))
-        return self._commit(turn, rest[np.argsort(-canvas.confidences[rest], kind="stable")], logits, whole=True)
+        return self._commit(turn, rest[np.argsort(-canvas.confidences[rest], kind="stable")], whole=True)
 
     def _write(self, number: int, rows: np.ndarray) -> None:
         """Gives the model what was decided; the unconditional sequence of guidance keeps its masked prompt."""

@@ -16,6 +16,7 @@ import numpy as np
 from lladav.bundle import Bundle
 from lladav.errors import BundleError, OptionError, PromptError
 from lladav.manifest import Manifest
+from lladav.runtime.evaluation import HostEvaluator, Sampling
 from lladav.runtime.sessions import NUMPY_TYPES, PADDED, BoundPass, open_session, smallest_fitting
 
 GRAPH = "denoiser_cpu"
@@ -70,7 +71,7 @@ class Denoiser:
             )
         if self._window is None or self._window.size != (batch, p, c) or (cached and not self._window.cached):
             self._window = None  # frees the old buffers before the new ones are made
-            self._window = Window(self._session, self._manifest, batch, p, c, cached)
+            self._window = Window(self._session, self._manifest, batch, p, c, cached, self.threads)
         self._window.lay_out(prompts, canvas)
         self._window.owner = None
         return self._window
@@ -92,11 +93,14 @@ class Window:
         owner: whose rows are in the buffers; None from when they are handed out until someone claims them.
     """
 
-    def __init__(self, session: Any, manifest: Manifest, batch: int, prompt: int, canvas: int, cached: bool) -> None:
+    def __init__(
+        self, session: Any, manifest: Manifest, batch: int, prompt: int, canvas: int, cached: bool, threads: int
+    ) -> None:
         language = manifest.geometry.language
         self.size = (batch, prompt, canvas)
         self.cached = cached
         self.owner: object = None
+        self._threads = threads
         window = prompt + canvas
         self._vocabulary = language.vocab_rows
         self._embeds = np.zeros((batch, window, language.hidden_size), np.float32)
@@ -150,6 +154,10 @@ class Window:
         self.canvas[:, canvas:] = 0
         if self.cached:
             self._canvas_positions[:] = self._positions[:, start:]
+
+    def evaluator(self, sampling: Sampling, draws: Sequence[np.random.Generator]) -> HostEvaluator:
+        """Reads the logits of this window's passes, for as many answers as there are `draws`."""
+        return HostEvaluator(sampling, self._vocabulary, draws, self._threads)
 
     def refresh(self, rows: np.ndarray) -> np.ndarray:
         """The full pass over prompt and canvas; keeps the prompt's keys and values where they are used.

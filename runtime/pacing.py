@@ -154,7 +154,7 @@ class Pacer:
             pace: positions committed per pass so far, 0 before the first pass, which has to be
                 the refresh it is.
         """
-        left = (self._deadline - self._now()) * 1e3 - self._times.p99(FINISH)
+        left = self._left()
         step, refresh = (self._times.p99(pass_key(kind, self._size)) for kind in ("step", "refresh"))
         kind = due
         if due == "refresh" and pace > 0:
@@ -163,3 +163,11 @@ class Pacer:
                 kind = "step"
         cost = refresh if kind == "refresh" else step
         return kind, left < cost + step
+
+    def fits(self) -> bool:
+        """Whether one more step does."""
+        return self._left() >= self._times.p99(pass_key("step", self._size))
+
+    def _left(self) -> float:
+        """Milliseconds for passes."""
+        return (self._deadline - self._now()) * 1e3 - self._times.p99(FINISH)

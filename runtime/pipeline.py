@@ -25,7 +25,7 @@ from lladav.runtime.pictures import FEATURE_CACHE_BYTES, PictureReader
 from lladav.runtime.prompt import ChatTokenizer, Message
 from lladav.runtime.question import DEFAULT_FRAMES, Asked, Encoder, Plan, Question
 from lladav.runtime.results import Answer, StepEvent
-from lladav.runtime.schema import Schema, parse_object, template_text
+from lladav.runtime.schema import Schema, parse_object
 from lladav.runtime.sessions import smallest_fitting
 
 Floats = npt.NDArray[np.float32]
@@ -144,15 +144,13 @@ class Pipeline:
             OptionError: the schema has fields that a template cannot promise; or as `generate`.
         """
         given = (config or GenerationConfig()).model_dump(exclude_unset=True)
-        if given.get("template") is not None:
-            raise OptionError("a schema and a template contradict each other", cure="leave one of them out")
         answer = self.generate(
             prompt,
             prompt_ids=prompt_ids,
             images=images,
             video=video,
             video_frames=video_frames,
-            config=generation_config(**{**given, "template": template_text(schema)}),
+            config=generation_config(**given, schema=schema),
             exif=exif,
         )
         return parse_object(schema, answer.text), answer

@@ -12,6 +12,10 @@ from lladav.runtime.template import Restriction
 
 # Rows are worked on in parts of about this many logits, so that a part stays in a core's cache.
 _PART = 1 << 17
+# Sums are taken of so many interleaved parts.
+_LANES = 1024
+# float32 holds the sum of as many exponentials of this as a vocabulary has, and their inverse.
+_DIRECT = 64.0
 # The exponential of less is 0 in float32, and an infinite difference times 0 would not be.
 _NOTHING = np.float32(-104.0)
 
@@ -60,16 +64,17 @@ class Sampler:
         self._rows = max(1, _PART // vocab_rows)
         self._threads = threads if temperature == 0 else 1
         shape = (self._threads, self._rows, vocab_rows)
-        self._exponentials = np.empty(shape, np.float32)
+        # What fills the last lanes up stays 0.
+        self._exponentials = np.zeros((*shape[:2], -(-vocab_rows // _LANES) * _LANES), np.float32)
         self._differences = np.empty(shape if entropy else (self._threads, 0, 0), np.float32)
         self._noise = np.empty((self._rows if temperature > 0 else 0, vocab_rows), np.float64)
 
     def pick(self, logits: np.ndarray) -> Picks:
         """Token, probability and entropy of every row.
 
-        The reference takes the softmax in float64. Here exponentials are float32, relative to
-        the largest logit, whose own 1 is added last and in float64: so a confidence next to
-        1 keeps the small difference that ranks it.
+        The reference takes the softmax in float64. Here exponentials are float32, but that of the
+        largest logit is added last and in float64: so a confidence next to 1 keeps the small
+        difference that ranks it.
 
         Args:
             logits: `[R, V]` float32; suppressed entries are overwritten.
@@ -99,18 +104,23 @@ class Sampler:
         best = logits[rows, likeliest]
         tokens = likeliest if self._temperature == 0 else self._sampled(logits)
         exponentials = self._exponentials[thread, : len(logits)]
-        np.subtract(logits, best[:, None], out=exponentials)
-        np.exp(exponentials, out=exponentials)
-        share = exponentials[rows, tokens].astype(np.float64)
-        exponentials[rows, likeliest] = 0.0
-        total = 1.0 + exponentials.sum(axis=1).astype(np.float64)
+        own = exponentials[:, : logits.shape[1]]
+        # Relative to 0 where that cannot overflow, which saves a pass over a long row.
+        direct = len(logits) == self._rows == 1 and abs(best[0]) <= _DIRECT
+        np.exp(logits if direct else np.subtract(logits, best[:, None], out=own), out=own)
+        unit = np.exp(best.astype(np.float64)) if direct else np.ones(len(best))
+        share = np.where(tokens == likeliest, 1.0, own[rows, tokens] / unit)
+        own[rows, likeliest] = 0.0
+        # Many short sums side by side are faster than numpy's sum of a row, and as exact.
+        lanes = exponentials.reshape(len(logits), -1, _LANES).sum(axis=1)
+        total = 1.0 + lanes.sum(axis=1, dtype=np.float64) / unit
         entropies = np.log(total)
         if self._entropy:
             # Entropy is log(total) minus the mean of what was exponentiated.
             differences = self._differences[thread, : len(logits)]
             np.subtract(logits, best[:, None], out=differences)
             np.maximum(differences, _NOTHING, out=differences)
-            entropies -= np.einsum("rv,rv->r", exponentials, differences) / total
+            entropies -= np.einsum("rv,rv->r", own, differences) / (unit * total)
         return tokens, share / total, entropies
 
     def _sampled(self, logits: np.ndarray) -> np.ndarray:

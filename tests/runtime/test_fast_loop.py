@@ -75,23 +75,33 @@ def test_provisional_tokens_are_guesses_where_masks_are(pipeline: Pipeline) -> N
 
 
 class _Scripted(Pacer):
-    """Says "last" at a chosen pass."""
+    """Says "last" at a chosen pass, or after one that nothing more fits."""
 
-    def __init__(self, last: int) -> None:
-        self._left = last
+    def __init__(self, last: int, *, afterwards: bool = False) -> None:
+        self._passes = last
+        self._afterwards = afterwards
 
     def plan(self, due: Any, undecided: int, pace: float) -> tuple[Any, bool]:
         del undecided, pace
-        self._left -= 1
-        return due, self._left <= 0
+        self._passes -= 1
+        return due, self._passes <= 0 and not self._afterwards
+
+    def fits(self) -> bool:
+        return self._passes > 0 or not self._afterwards
 
 
-@pytest.mark.parametrize("last", [1, 3])
-@pytest.mark.parametrize("options", [{}, {"block_length": 4, "selector": "factor"}])
+_BLOCKS = {"block_length": 4, "selector": "factor"}
+
+
+# A pass that computed one block of several cannot decide the others afterwards.
+@pytest.mark.parametrize(
+    ("last", "afterwards", "options"),
+    [(1, False, {}), (3, False, {}), (1, False, _BLOCKS), (3, False, _BLOCKS), (2, True, {})],
+)
 def test_last_pass_before_the_deadline_commits_everything(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, last: int, options: dict[str, Any]
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, last: int, afterwards: bool, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(pipeline, "_pacer", lambda *_: _Scripted(last))
+    monkeypatch.setattr(pipeline, "_pacer", lambda *_: _Scripted(last, afterwards=afterwards))
     config = GenerationConfig(gen_length=16, deadline_ms=1.0, **options)
     answer = pipeline.generate(prompt_ids=PROMPT, config=config)
     assert len(answer.steps) == last
@@ -221,6 +231,8 @@ def test_object_of_a_model(pipeline: Pipeline) -> None:
     assert thing.model_dump() == json.loads(answer.text)
     again, _ = pipeline.generate_object(Thing.model_json_schema(), prompt_ids=PROMPT)
     assert again == thing.model_dump()
+    planned = pipeline.generate(prompt_ids=PROMPT, config=generation_config(schema=Thing))
+    assert planned.values == thing.model_dump()
     with pytest.raises(OptionError, match="no stop beside it"):
         pipeline.generate_object(Thing, prompt_ids=PROMPT, config=GenerationConfig(stop=("x",)))
     with pytest.raises(OptionError, match="contradict"):
