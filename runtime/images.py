@@ -33,9 +33,11 @@ Aspect = Literal["anyres", "pad", "single"]
 MAX_PIXELS = 178_956_970
 """Largest picture that is decoded unless the caller says otherwise; where Pillow itself refuses."""
 
+PAD_LEVEL = 127
+"""Of every channel of the border that makes a picture square."""
+
 # Modes that Pillow both resizes and converts to RGB, and whose values are 8 bit.
 _MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"})
-_GRAY = (127, 127, 127)
 _RESAMPLED_SHA256 = "025c0ee9b8a127385955db36dbe68dd9b7247149e3f2412b360b0dbac1022cdd"
 _pillow_limit = threading.Lock()
 
@@ -138,8 +140,13 @@ def _without_pillow_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _load(image: Image.Image, name: str, exif: bool, max_pixels: int) -> Image.Image:
-    width, height = image.size
+def check_size(size: tuple[int, int], name: str, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuses pictures of no or too many pixels.
+
+    Raises:
+        ImageError: `size` (width, height) is one of these; `name` says what has it.
+    """
+    width, height = size
     if width < 1 or height < 1:
         raise ImageError(f"{name} is {width} x {height} pixels", cure="pass a picture with at least one pixel")
     if width * height > max_pixels:
@@ -148,6 +155,10 @@ def _load(image: Image.Image, name: str, exif: bool, max_pixels: int) -> Image.I
             cure="scale it down, or, if you trust the file, raise the limit with --max-pixels N "
             "or Pipeline.load(..., max_pixels=N)",
         )
+
+
+def _load(image: Image.Image, name: str, exif: bool, max_pixels: int) -> Image.Image:
+    check_size(image.size, name, max_pixels)
     if image.mode not in _MODES:
         raise ImageError(
             f"{name} has mode {image.mode}, which has no plain 8-bit meaning",
@@ -241,23 +252,31 @@ def _rgb(image: Image.Image) -> Pixels:
     return np.asarray(image.convert("RGB"))
 
 
-def _fit(image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
-    """The picture, as large as fits, centred on black; resized in its own mode (`resize_and_pad_image`)."""
-    width, height = canvas
-    by_width, by_height = width / image.width, height / image.height
+def largest_fit(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of a picture scaled until it fills a canvas one way (`resize_and_pad_image`)."""
+    by_width, by_height = canvas[0] / size[0], canvas[1] / size[1]
     if by_width < by_height:
-        size = width, min(math.ceil(image.height * by_width), height)
-    else:
-        size = min(math.ceil(image.width * by_height), width), height
+        return canvas[0], min(math.ceil(size[1] * by_width), canvas[1])
+    return min(math.ceil(size[0] * by_height), canvas[0]), canvas[1]
+
+
+def centred(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
+    """Left and top edge of a picture in the middle of a canvas."""
+    return (canvas[0] - size[0]) // 2, (canvas[1] - size[1]) // 2
+
+
+def _fit(image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
+    """The picture, as large as fits, centred on black; resized in its own mode."""
+    size = largest_fit(image.size, canvas)
     whole = Image.new("RGB", canvas)
-    whole.paste(resize(image, size), ((width - size[0]) // 2, (height - size[1]) // 2))
+    whole.paste(resize(image, size), centred(size, canvas))
     return whole
 
 
 def _pad_to_square(image: Image.Image) -> Image.Image:
     side = max(image.size)
-    square = Image.new(image.mode, (side, side), _GRAY)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    square = Image.new(image.mode, (side, side), (PAD_LEVEL,) * 3)
+    square.paste(image, centred(image.size, square.size))
     return square
 
 
