@@ -14,6 +14,7 @@ from PIL import Image
 
 from lladav.errors import BackendError, OptionError, PromptError
 from lladav.runtime import Answer, GenerationConfig, Pipeline, Question, StepEvent
+from lladav.runtime.config import generation_config
 from lladav.runtime.denoiser import Window
 from lladav.runtime.pacing import Pacer, pass_key
 
