@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +95,42 @@ class GraphPieces:
             for name in _read_by(node):
                 self._users.setdefault(name, set()).add(scope)
 
-    def piece(self, scope: str = "") -> Piece:
-        """The nodes of one scope; those of a graph without scopes have the empty one."""
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """In the order in which they are computed; a graph without scopes has the empty one."""
+        return tuple(self._scopes)
+
+    def linear_inputs(self) -> dict[str, str]:
+        """Names of the values that linear layers multiply, by the layer's name in the checkpoint.
+
+        They are the values of the model itself, before the cast and the headroom that a narrow
+        type asks for.
+        """
+        nodes = self._model.graph.node
+        makers = {node.output[0]: node for node in nodes}
+        found = {}
+        for node in nodes:
+            if node.op_type == "MatMul" and node.input[1] in self._initializers:
+                value = node.input[0]
+                while (maker := makers.get(value)) and (maker.op_type == "Cast" or maker.name.endswith("/shrink")):
+                    value = maker.input[0]
+                found[node.input[1].removesuffix(".weight")] = value
+        return found
+
+    def piece(self, scope: str = "", shown: Collection[str] = ()) -> Piece:
+        """The nodes of one scope.
+
+        Args:
+            scope: one of `scopes`.
+            shown: values that are outputs too if the scope makes them.
+        """
         nodes = self._scopes[scope]
         made = [name for node in nodes for name in node.output]
         used = list(dict.fromkeys(name for node in nodes for name in _read_by(node)))
         tensors = [self._initializers[name] for name in used if name in self._initializers]
         external = [t for t in tensors if t.data_location == TensorProto.EXTERNAL]
         inputs = tuple(name for name in used if name not in made and name not in self._initializers)
-        outputs = [name for name in made if self._users.get(name, set()) - {scope}]
+        outputs = [name for name in made if self._users.get(name, set()) - {scope} or name in shown]
         weights = {f"{t.name}/stored": self._map(t) for t in external}
         graph = helper.make_graph(
             [helper.make_node("Cast", [f"{t.name}/stored"], [t.name], to=TensorProto.FLOAT) for t in external]

@@ -60,5 +60,9 @@ class EngineError(LladavError):
     """An engine that cannot be built for its target, or does not fit the machine that it is on."""
 
 
+class CalibrationError(LladavError):
+    """Pictures, prompts or inputs that give no statistics, or statistics that do not belong to a model."""
+
+
 class VerificationError(LladavError):
     """Graphs whose outputs are further from PyTorch than their tolerance."""
