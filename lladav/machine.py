@@ -87,13 +87,18 @@ def examine() -> Machine:
         cpu=cpu,
         cores=len(os.sched_getaffinity(0)),
         features=features,
-        memory=_memory(_read("/proc/meminfo")),
+        memory=system_memory(),
         board=_read("/proc/device-tree/model").strip("\0\n "),
         gpus=_gpus(),
         cuda=_cuda(),
         l4t=l4t,
         jetpack=jetpack,
     )
+
+
+def system_memory() -> Memory | None:
+    """The CPU's memory, or the one memory of a board; at once."""
+    return _memory(_read("/proc/meminfo"))
 
 
 def _read(path: str) -> str:
