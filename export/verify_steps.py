@@ -106,7 +106,7 @@ class _ComparedLoop(DenoisingLoop):
 
     def _evaluate(self, turn: Turn, logits: Floats, rows: npt.NDArray[np.int64]) -> None:
         length = turn.canvas.length
-        real = np.concatenate((self._request.prompts[0], self._window.canvas[0, :length]))
+        real = np.concatenate((self._request.prompts[0], self._table.gather(turn.canvas.ids)))
         with torch.no_grad():
             hidden = self._model.hidden_states(torch.from_numpy(real)[None])[-1]
             theirs = self._model.lm_head(hidden[:, -length:])[0].double().numpy()

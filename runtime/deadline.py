@@ -10,10 +10,10 @@ import numpy as np
 
 from lladav.errors import OptionError
 from lladav.runtime.clock import Clock
-from lladav.runtime.denoiser import Denoiser, Window
 from lladav.runtime.pacing import FINISH, Pacer, PassTimes, pass_key, vision_key
 from lladav.runtime.pictures import PictureReader, Prepared
 from lladav.runtime.results import PassKind
+from lladav.runtime.window import Window, WindowMaker
 
 # Runs that a pass of unknown length is measured with, before the first deadline is promised.
 _WARM_UP: dict[PassKind, int] = {"refresh": 3, "step": 8}
@@ -29,7 +29,7 @@ class DeadlineKeeper:
         reader: whose vision encoder is timed.
     """
 
-    def __init__(self, times: PassTimes, denoiser: Denoiser, reader: PictureReader) -> None:
+    def __init__(self, times: PassTimes, denoiser: WindowMaker, reader: PictureReader) -> None:
         self._times = times
         self._denoiser = denoiser
         self._reader = reader

@@ -18,7 +18,6 @@ from lladav.errors import BackendError, OptionError
 from lladav.manifest import MASK_DISTANCE, SpecialTokens
 from lladav.runtime.canvas import Canvas
 from lladav.runtime.config import GenerationConfig, Schedule
-from lladav.runtime.denoiser import Denoiser
 from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.evaluation import Sampling
 from lladav.runtime.pacing import Pacer, PassTimes, pass_key
@@ -26,6 +25,7 @@ from lladav.runtime.presets import Knobs
 from lladav.runtime.results import FinishReason, PassKind, StepEvent
 from lladav.runtime.selectors import Scores
 from lladav.runtime.template import Restriction, Template
+from lladav.runtime.window import WindowMaker
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class DenoisingLoop:
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        denoiser: WindowMaker,
         table: EmbeddingTable,
         tokens: SpecialTokens,
         request: Request,
@@ -121,7 +121,7 @@ class DenoisingLoop:
         self._committed = 0
         self._out_of_time = False
 
-    def _lay_out(self, denoiser: Denoiser, mask_row: np.ndarray) -> None:
+    def _lay_out(self, denoiser: WindowMaker, mask_row: np.ndarray) -> None:
         """Fills the input rows: prompts, and for guidance as many prompts of masks."""
         request, length = self._request, self._request.schedule.gen_length
         prompt_rows = sum(len(canvas.positions) - length for canvas in self.canvases)
@@ -132,12 +132,13 @@ class DenoisingLoop:
             cached=request.knobs.refresh_interval != 1 or self._pacer is not None,
         )
         window.owner = self
+        answer = np.concatenate((self.canvases[0].ids, np.array(request.suffix, np.int64)))
         for number, prompt in enumerate(request.prompts):
-            window.prompt[number, : len(prompt)] = prompt
+            window.place_prompt(number, prompt)
             if self._guided:
-                window.prompt[len(request.prompts) + number, : len(prompt)] = mask_row
-        window.canvas[:, :length] = self._table.gather(self.canvases[0].ids)
-        window.canvas[:, length : length + len(request.suffix)] = self._table.gather(request.suffix)
+                window.place_prompt(len(request.prompts) + number, mask_row)
+        for sequence in range(window.size[0]):
+            window.place(sequence, window.canvas_start + np.arange(len(answer)), answer)
 
     def finish_reason(self, number: int = 0) -> FinishReason:
         """Why an answer ended."""
@@ -303,16 +304,16 @@ class DenoisingLoop:
 
     def _write(self, number: int, rows: np.ndarray) -> None:
         """Gives the model what was decided; the unconditional sequence of guidance keeps its masked prompt."""
-        canvas, window = self.canvases[number], self._window
+        canvas = self.canvases[number]
         own = rows[rows < canvas.length]
-        embeds = self._table.gather(canvas.ids[own])
-        window.canvas[number, own] = embeds
+        places = self._window.canvas_start + own
+        self._window.place(number, places, canvas.ids[own])
         if self._guided:
-            window.canvas[len(self.canvases) + number, own] = embeds
+            self._window.place(len(self.canvases) + number, places, canvas.ids[own])
         if len(own) < len(rows):
             inside = rows[rows >= canvas.length]
-            places = len(self._request.prompts[number]) + canvas.positions[inside]
-            window.prompt[number, places] = self._table.gather(canvas.tokens[inside])
+            prompt = len(self._request.prompts[number])
+            self._window.place(number, prompt + canvas.positions[inside], canvas.tokens[inside])
 
     def _event(
         self, turn: Turn, kind: PassKind, chosen: np.ndarray, forced: np.ndarray, ms: float, graph_ms: float

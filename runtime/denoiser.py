@@ -1,9 +1,4 @@
-"""The denoiser graph with its window of positions laid out in fixed buffers.
-
-The window is `[prompt | padding | canvas | padding]`: prompt and canvas each fill a bucket
-from its start. Padding is masked as a key and never asked for as a row, so it changes no
-answer; position ids count real positions only.
-"""
+"""The denoiser on ONNX Runtime's CPU provider, with its windows in fixed buffers of host memory."""
 
 from __future__ import annotations
 
@@ -14,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from lladav.bundle import Bundle
-from lladav.errors import BundleError, OptionError, PromptError
+from lladav.errors import BundleError
 from lladav.manifest import Manifest
+from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.evaluation import HostEvaluator, Sampling
-from lladav.runtime.sessions import NUMPY_TYPES, PADDED, BoundPass, open_session, smallest_fitting
+from lladav.runtime.sessions import NUMPY_TYPES, PADDED, BoundPass, open_session
+from lladav.runtime.window import Size, window_size
 
 GRAPH = "denoiser_cpu"
 _PAST = "past_key_values."
@@ -30,7 +27,7 @@ class Denoiser:
         threads: of one operator.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, table: EmbeddingTable | None = None) -> None:
         self._manifest = bundle.manifest
         if GRAPH not in bundle.manifest.graphs and bundle.manifest.precision != "bf16":
             raise BundleError(
@@ -39,49 +36,22 @@ class Denoiser:
             )
         self.threads = threads or len(os.sched_getaffinity(0))
         self._session: Any = open_session(bundle, GRAPH, threads)
-        self._window: Window | None = None
+        self._table = table or EmbeddingTable.of(bundle)
+        self._window: HostWindow | None = None
 
-    def window(self, prompts: Sequence[int], canvas: int, rows: int, *, cached: bool = False) -> Window:
-        """A window for that many positions; the last one's buffers are used again where they fit.
-
-        Args:
-            prompts: prompt positions of every sequence, computed side by side.
-            canvas: answer and suffix positions.
-            rows: rows of logits that one pass computes at most.
-            cached: whether `Window.step` will be called.
-
-        Raises:
-            PromptError: no prompt bucket is large enough.
-            OptionError: no canvas bucket is large enough.
-        """
-        prompt, batch = max(prompts), len(prompts)
-        buckets = self._manifest.buckets
-        p = smallest_fitting(buckets.prompt, prompt)
-        if p is None:
-            raise PromptError(
-                f"a prompt of {prompt:,} positions fits no bucket: the largest is {buckets.prompt[-1]:,}",
-                cure=f"export with --prompt-buckets ...,{-(-prompt // 64) * 64}, or ask less: "
-                "fewer or smaller pictures, a shorter question",
-            )
-        c = smallest_fitting(buckets.canvas, max(canvas, rows))
-        if c is None:
-            raise OptionError(
-                f"a canvas of {max(canvas, rows):,} positions fits no bucket: the largest is {buckets.canvas[-1]:,}",
-                cure=f"export with --canvas-buckets ...,{max(canvas, rows)}, or lower --gen-length or the suffix",
-            )
-        if self._window is None or self._window.size != (batch, p, c) or (cached and not self._window.cached):
+    def window(self, prompts: Sequence[int], canvas: int, rows: int, *, cached: bool = False) -> HostWindow:
+        """See `WindowMaker`."""
+        size = window_size(self._manifest.buckets, prompts, canvas, rows)
+        if self._window is None or self._window.size != size or (cached and not self._window.cached):
             self._window = None  # frees the old buffers before the new ones are made
-            self._window = Window(self._session, self._manifest, batch, p, c, cached, self.threads)
+            self._window = HostWindow(self._session, self._manifest, self._table, size, cached, self.threads)
         self._window.lay_out(prompts, canvas)
         self._window.owner = None
         return self._window
 
 
-class Window:
-    """Buffers of the two passes over B sequences.
-
-    Positions of a window count from the start of the prompt's bucket; the canvas starts at
-    `canvas_start` in every sequence, however long its prompt is.
+class HostWindow:
+    """A `Window` whose buffers are arrays.
 
     A refresh writes the prompt's keys and values to the one place where steps read them.
 
@@ -90,14 +60,15 @@ class Window:
         prompt: `[B, prompt bucket, D]` float32 input rows of the prompts.
         canvas: `[B, canvas bucket, D]` float32 input rows of answer and suffix.
         cached: whether there are buffers for `step`.
-        owner: whose rows are in the buffers; None from when they are handed out until someone claims them.
     """
 
     def __init__(
-        self, session: Any, manifest: Manifest, batch: int, prompt: int, canvas: int, cached: bool, threads: int
+        self, session: Any, manifest: Manifest, table: EmbeddingTable, size: Size, cached: bool, threads: int
     ) -> None:
         language = manifest.geometry.language
-        self.size = (batch, prompt, canvas)
+        self.size = size
+        batch, prompt, canvas = size
+        self._table = table
         self.cached = cached
         self.owner: object = None
         self._threads = threads
@@ -143,6 +114,7 @@ class Window:
     def lay_out(self, prompts: Sequence[int], canvas: int) -> None:
         """Numbers the real positions and masks the padding."""
         start = self.canvas_start
+        self._lengths = list(prompts)
         self._positions[:] = 0
         self._bias[:] = PADDED
         self._bias[..., start : start + canvas] = 0
@@ -155,28 +127,27 @@ class Window:
         if self.cached:
             self._canvas_positions[:] = self._positions[:, start:]
 
+    def place_prompt(self, sequence: int, embeds: np.ndarray) -> None:
+        """See `Window`."""
+        self.prompt[sequence, : self._lengths[sequence]] = embeds
+
+    def place(self, sequence: int, places: np.ndarray, ids: np.ndarray) -> None:
+        """See `Window`."""
+        embeds, inside = self._table.gather(ids), places < self.canvas_start
+        self.prompt[sequence, places[inside]] = embeds[inside]
+        self.canvas[sequence, places[~inside] - self.canvas_start] = embeds[~inside]
+
     def evaluator(self, sampling: Sampling, draws: Sequence[np.random.Generator]) -> HostEvaluator:
-        """Reads the logits of this window's passes, for as many answers as there are `draws`."""
+        """See `Window`."""
         return HostEvaluator(sampling, self._vocabulary, draws, self._threads)
 
     def refresh(self, rows: np.ndarray) -> np.ndarray:
-        """The full pass over prompt and canvas; keeps the prompt's keys and values where they are used.
-
-        Args:
-            rows: `[R]` int64 window positions whose logits are wanted, R at most the canvas bucket.
-
-        Returns:
-            `[B, R, V]` float32, overwritten by the next pass; the caller may write into it.
-        """
+        """See `Window`; returns `[B, R, V]` float32 that the caller may write into."""
         self._embeds[:, self.canvas_start :] = self.canvas
         return self._run(self._refresh, rows)
 
     def step(self, rows: np.ndarray) -> np.ndarray:
-        """The pass over the canvas alone, against what the last refresh kept of the prompt; as `refresh`.
-
-        Args:
-            rows: `[R]` int64 window positions, all inside the canvas.
-        """
+        """See `Window`; returns what `refresh` does."""
         return self._run(self._step, rows - self.canvas_start)
 
     def _run(self, bound: BoundPass, rows: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lladav.bundle import Bundle
 from lladav.errors import BundleError, PromptError
 from lladav.manifest import TableSpec
 from lladav.runtime.prompt import IMAGE_TOKEN
@@ -50,6 +51,12 @@ class EmbeddingTable:
         except (OSError, ValueError) as error:
             raise BundleError(f"{file} cannot be mapped: {error}", cure=cure) from error
         self._bfloat16 = spec.dtype == "bfloat16"
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> EmbeddingTable:
+        """The table of a bundle."""
+        spec = bundle.manifest.tables["embed_tokens"]
+        return cls(bundle.file(spec.file), spec)
 
     def gather(self, ids: Sequence[int] | Ids, out: Floats | None = None) -> Floats:
         """Rows of `ids` as float32 `[len(ids), D]`, written to `out` where given.

@@ -22,6 +22,7 @@ import numpy as np
 import platformdirs
 
 from lladav.runtime.results import PassKind
+from lladav.runtime.window import Size
 
 KEPT = 200
 """Latest times per pass that the percentile is taken of."""
@@ -35,8 +36,6 @@ _SAVE_EVERY = 100
 
 FINISH = "finish"
 """Key of what is left to do after the last pass."""
-
-Size = tuple[int, int, int]
 
 
 class PassTimes:
@@ -54,14 +53,14 @@ class PassTimes:
             self._times[key] = deque(times, KEPT)
 
     @classmethod
-    def of(cls, seal: str, threads: int | None) -> PassTimes:
+    def of(cls, seal: str, setup: str) -> PassTimes:
         """The table of one bundle on this machine, in the user's cache folder.
 
         Args:
             seal: sha256 of the bundle's manifest.
-            threads: of one operator.
+            setup: what else decides how long passes take, such as backend and threads.
         """
-        machine = f"{platform.node()}-{platform.machine()}-{os.cpu_count()}-{threads}"
+        machine = f"{platform.node()}-{platform.machine()}-{setup}"
         name = f"{seal[:16]}-{hashlib.sha256(machine.encode()).hexdigest()[:8]}.json"
         return cls(Path(platformdirs.user_cache_dir("lladav")) / "passes" / name)
 

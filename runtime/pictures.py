@@ -17,6 +17,7 @@ import PIL
 from lladav.bundle import Bundle
 from lladav.errors import OptionError
 from lladav.runtime import merge
+from lladav.runtime.backend import Backend
 from lladav.runtime.clock import Clock
 from lladav.runtime.config import Grid
 from lladav.runtime.images import (
@@ -104,18 +105,16 @@ class PictureReader:
 
     Args:
         bundle: an open bundle.
-        threads: of one graph operator.
+        backend: that the vision encoder is loaded with.
         max_pixels: larger pictures are refused.
         cache_bytes: bound of the feature cache.
         times: gets how long pictures took to encode.
     """
 
-    def __init__(
-        self, bundle: Bundle, threads: int | None, max_pixels: int, cache_bytes: int, times: PassTimes
-    ) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, max_pixels: int, cache_bytes: int, times: PassTimes) -> None:
         self._times = times
         self._bundle = bundle
-        self._threads = threads
+        self._backend = backend
         self._max_pixels = max_pixels
         self._encoder: VisionEncoder | None = None
         self._cache = FeatureCache(cache_bytes)
@@ -133,7 +132,7 @@ class PictureReader:
                     "differ; install one of `pillow>=10.3,<=13.0`",
                     stacklevel=2,
                 )
-            self._encoder = VisionEncoder(self._bundle, self._threads)
+            self._encoder = VisionEncoder(self._bundle, self._backend)
         return self._encoder
 
     def picture(self, source: Source, aspect: Aspect, *, max_grid: Grid | None = None, exif: bool = False) -> Prepared:
@@ -166,8 +165,15 @@ class PictureReader:
         """Whether its rows are kept from an earlier answer."""
         return self._cache.get(prepared.digest) is not None
 
-    def rows(self, pictures: Sequence[Prepared], clock: Clock) -> tuple[list[Floats], int]:
+    def rows(
+        self, pictures: Sequence[Prepared], clock: Clock, shared: dict[bytes, Floats] | None = None
+    ) -> tuple[list[Floats], int]:
         """What the language model sees of pictures, each encoded at most once.
+
+        Args:
+            pictures: in the order of the result.
+            clock: gets what was spent.
+            shared: rows by digest that questions asked together keep for one another.
 
         Returns:
             `[n, D]` float32 of each, not to be written to; and how many were known from before.
@@ -175,15 +181,16 @@ class PictureReader:
         with clock.stage("feature_cache"):
             kept = {picture.digest: self._cache.get(picture.digest) for picture in pictures}
         known = sum(kept[picture.digest] is not None for picture in pictures)
+        shared = {} if shared is None else shared
         out = []
         for picture in pictures:
-            rows = kept[picture.digest]
+            rows = shared.get(picture.digest, kept[picture.digest])
             if rows is None:
                 features = self.encode(picture, self._times, clock)
                 with clock.stage("merge"):
                     rows = merge.apply(picture.plan, features, self.encoder.newline)
-                kept[picture.digest] = rows
                 self._cache.put(picture.digest, rows)
+            shared[picture.digest] = rows
             out.append(rows)
         return out, known
 

@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from lladav.bundle import Bundle
 from lladav.errors import OptionError
+from lladav.runtime.backend import Backend, CpuBackend
 from lladav.runtime.clock import Clock
 from lladav.runtime.config import GenerationConfig, generation_config
 from lladav.runtime.deadline import DeadlineKeeper
 from lladav.runtime.denoise import DenoisingLoop, Request
-from lladav.runtime.denoiser import Denoiser
 from lladav.runtime.embedding import EmbeddingTable, merge_prompt
 from lladav.runtime.images import MAX_PIXELS, Aspect, Source
 from lladav.runtime.pacing import FINISH, Pacer, PassTimes
@@ -35,18 +35,31 @@ BATCH = 8
 
 
 class Pipeline:
-    """A loaded bundle. Use `Pipeline.load`."""
+    """A loaded bundle. Use `Pipeline.load`, or `lladav.backends.load` for a GPU.
 
-    def __init__(self, bundle: Bundle, threads: int | None, max_pixels: int, cache_bytes: int) -> None:
+    Args:
+        bundle: an open bundle.
+        backend: that computes its graphs.
+        max_pixels, feature_cache_bytes: see `load`.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        max_pixels: int = MAX_PIXELS,
+        feature_cache_bytes: int = FEATURE_CACHE_BYTES,
+    ) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
         self.tokenizer = ChatTokenizer(
             bundle.file("tokenizer.json"), manifest.tokens, manifest.generation.system_prompt
         )
-        self.table = EmbeddingTable(bundle.file(manifest.tables["embed_tokens"].file), manifest.tables["embed_tokens"])
-        self.denoiser = Denoiser(bundle, threads)
-        self.times = PassTimes.of(manifest.sha256, threads)
-        self.pictures = PictureReader(bundle, threads, max_pixels, cache_bytes, self.times)
+        self.backend = backend
+        self.table = EmbeddingTable.of(bundle)
+        self.denoiser = backend.denoiser(self.table)
+        self.times = PassTimes.of(manifest.sha256, f"{backend.name}-{backend.setup}")
+        self.pictures = PictureReader(bundle, backend, max_pixels, feature_cache_bytes, self.times)
         self._deadlines = DeadlineKeeper(self.times, self.denoiser, self.pictures)
         # Answers share the denoiser's buffers; those that are not streamed wait for one another.
         self._lock = threading.RLock()
@@ -60,7 +73,7 @@ class Pipeline:
         max_pixels: int = MAX_PIXELS,
         feature_cache_bytes: int = FEATURE_CACHE_BYTES,
     ) -> Pipeline:
-        """Opens a bundle and loads its denoiser; the vision encoder follows with the first picture.
+        """Opens a bundle on the CPU and loads its denoiser; the vision encoder follows with the first picture.
 
         Args:
             bundle: folder made by `lladav export`.
@@ -77,7 +90,8 @@ class Pipeline:
             raise OptionError(
                 f"{threads} threads cannot run anything", cure="pass --threads 1 or more, or leave it out"
             )
-        return cls(Bundle.open(bundle), threads, max_pixels, feature_cache_bytes)
+        opened = Bundle.open(bundle)
+        return cls(opened, CpuBackend(opened, threads), max_pixels, feature_cache_bytes)
 
     def generate(
         self,
@@ -286,9 +300,9 @@ class Pipeline:
         return min(asked.positions, self.bundle.manifest.max_prompt) if asked.pictures else asked.positions
 
     def _loop(self, asked: Sequence[Asked], plan: Plan, pacer: Pacer | None) -> DenoisingLoop:
-        prompts = []
+        prompts, shared = [], dict[bytes, Floats]()
         for one in asked:
-            rows, one.reused = self.pictures.rows(one.pictures, one.clock)
+            rows, one.reused = self.pictures.rows(one.pictures, one.clock, shared)
             with one.clock.stage("merge"):
                 prompts.append(merge_prompt(one.ids, self.table, rows, self.bundle.manifest.max_prompt)[0])
         request = Request(

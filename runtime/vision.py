@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from time import perf_counter
-
 import numpy as np
 import numpy.typing as npt
 
 from lladav.bundle import Bundle
 from lladav.errors import BundleError
+from lladav.runtime.backend import Backend
 from lladav.runtime.images import Pixels, pixel_values
-from lladav.runtime.sessions import BoundPass, open_session
 
 Floats = npt.NDArray[np.float32]
 
@@ -20,9 +18,13 @@ class VisionEncoder:
 
     Attributes:
         newline: `[D]` float32, what ends a row of a picture.
+
+    Raises:
+        BundleError: the bundle is a text-only model's.
+        BackendError: the graphs cannot be loaded.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
         manifest = bundle.manifest
         vision = manifest.geometry.vision
         if vision is None or manifest.preprocessing is None or "image_newline" not in manifest.tables:
@@ -35,27 +37,21 @@ class VisionEncoder:
         self.newline: Floats = np.fromfile(bundle.file(manifest.tables["image_newline"].file), "<f4")
         self._width = manifest.geometry.language.hidden_size
         self._tiles = manifest.buckets.tiles
-        self._encoder = open_session(bundle, "vision_encoder", threads)
-        self._connector = open_session(bundle, "connector", threads)
+        self._encoder = backend.tile_encoder()
 
     def encode(self, crops: Pixels) -> tuple[Floats, dict[str, float]]:
         """Features `[T, N, D]` float32 of crops uint8 `[T, S, S, 3]`, and milliseconds per stage."""
-        side, tokens = self.geometry.image_size, self.geometry.tokens
-        features = np.empty((len(crops), tokens, self._width), np.float32)
-        spent = {"vision_encoder": 0.0, "connector": 0.0}
+        side = self.geometry.image_size
+        features = np.empty((len(crops), self.geometry.tokens, self._width), np.float32)
+        spent: dict[str, float] = {}
         start = 0
         while start < len(crops):
             # Buckets start at 1, so taking the largest that fits leaves nothing to pad.
             count = max(size for size in self._tiles if size <= len(crops) - start)
+            part = slice(start, start + count)
             pixels = np.empty((count, 3, side, side), np.float32)
-            hidden = np.empty((count, tokens, self.geometry.hidden_size), np.float32)
-            pixel_values(crops[start : start + count], pixels, mean=self.preprocessing.mean, std=self.preprocessing.std)
-            out = features[start : start + count]
-            tower = BoundPass(self._encoder, {"pixel_values": pixels}, {"vision_features": hidden})
-            connector = BoundPass(self._connector, {"vision_features": hidden}, {"image_features": out})
-            for name, graph in (("vision_encoder", tower), ("connector", connector)):
-                began = perf_counter()
-                graph.run()
-                spent[name] += (perf_counter() - began) * 1e3
+            pixel_values(crops[part], pixels, mean=self.preprocessing.mean, std=self.preprocessing.std)
+            for name, ms in self._encoder.encode(pixels, features[part]).items():
+                spent[name] = spent.get(name, 0.0) + ms
             start += count
         return features, spent

@@ -10,7 +10,7 @@ import pytest
 from lladav.bundle import Bundle
 from lladav.errors import BundleError, OptionError, PromptError
 from lladav.manifest import Manifest
-from lladav.runtime.denoiser import Denoiser, Window
+from lladav.runtime.denoiser import Denoiser, HostWindow
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def denoiser(tiny_bundle: Path) -> Denoiser:
     return Denoiser(Bundle.open(tiny_bundle), threads=1)
 
 
-def fill(window: Window, prompts: list[int], canvas: int) -> np.ndarray:
+def fill(window: HostWindow, prompts: list[int], canvas: int) -> np.ndarray:
     """Random input rows; returns the canvas' window positions."""
     draw = np.random.default_rng(0)
     for sequence, length in enumerate(prompts):

@@ -15,7 +15,7 @@ from PIL import Image
 from lladav.errors import BackendError, OptionError, PromptError
 from lladav.runtime import Answer, GenerationConfig, Pipeline, Question, StepEvent
 from lladav.runtime.config import generation_config
-from lladav.runtime.denoiser import Window
+from lladav.runtime.denoiser import HostWindow
 from lladav.runtime.pacing import Pacer, pass_key
 
 PROMPT = [5, 17, 80, 33, 60]
@@ -332,7 +332,7 @@ def test_threads_wait_for_one_another(pipeline: Pipeline) -> None:
 
 def test_logits_that_are_no_numbers(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = pipeline.table.rows
-    monkeypatch.setattr(Window, "refresh", lambda _, wanted: np.full((1, len(wanted), rows), np.nan, np.float32))
+    monkeypatch.setattr(HostWindow, "refresh", lambda _, wanted: np.full((1, len(wanted), rows), np.nan, np.float32))
     with pytest.raises(BackendError, match="no numbers for 8 of 8 positions"):
         pipeline.generate(prompt_ids=PROMPT, config=GenerationConfig(gen_length=8))
 

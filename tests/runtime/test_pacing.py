@@ -73,14 +73,14 @@ def test_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     table.save()
 
 
-def test_tables_differ_by_bundle_and_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tables_differ_by_bundle_and_setup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for seal, threads, ms in (("a" * 64, 1, 1.0), ("a" * 64, 2, 2.0), ("b" * 64, 1, 3.0)):
-        table = PassTimes.of(seal, threads)
+    for seal, setup, ms in (("a" * 64, "1", 1.0), ("a" * 64, "2", 2.0), ("b" * 64, "1", 3.0)):
+        table = PassTimes.of(seal, setup)
         assert table.p99("x") == 0.0
         table.add("x", ms)
         table.save()
-    assert PassTimes.of("a" * 64, 2).p99("x") == 2.0
+    assert PassTimes.of("a" * 64, "2").p99("x") == 2.0
 
 
 def test_last_pass_is_the_one_after_which_no_step_fits() -> None:
