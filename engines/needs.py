@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from lladav.geometry import LanguageGeometry
 from lladav.inspect import count_parameters
 from lladav.manifest import Manifest, Precision
-
-BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
+from lladav.memory_plan import BYTES, PAST, Sizes, most_tiles, plan_memory
 
 # What TensorRT-RTX 1.7.1 asked for at compute capabilities 8.6 and 8.9 lay below this, by a fifth
 # at most where it matters (docs/decisions.md): a fixed part, rows of the residual stream, of
@@ -25,20 +24,27 @@ class Needs:
     """Bytes, for one size of prompt and canvas.
 
     Attributes:
-        weights: of all graphs; the embedding table is read from its file and not counted.
+        weights: of all graphs.
         activations: of the larger of the two passes; an estimate.
         prompt_kv: keys and values of the prompt, which a refresh writes where steps read them.
         logits: of every canvas position, float32.
+        buffers: the embedding table, inputs of passes, and what goes through the vision encoder at once.
     """
 
     weights: int
     activations: int
     prompt_kv: int
     logits: int
+    buffers: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.activations + self.prompt_kv + self.logits
+        return self.weights + self.activations + self.planned
+
+    @property
+    def planned(self) -> int:
+        """What is allocated as `lladav.memory_plan` lays it out."""
+        return self.prompt_kv + self.logits + self.buffers
 
 
 def memory_needs(manifest: Manifest, prompt: int, canvas: int, *, batch: int = 1, precision: Precision) -> Needs:
@@ -52,16 +58,18 @@ def memory_needs(manifest: Manifest, prompt: int, canvas: int, *, batch: int = 1
         precision: of the weights, which may be another than the bundle's.
     """
     g, width = manifest.geometry.language, BYTES[precision]
-    position = kv_bytes(g, precision) * batch
     window = prompt + canvas
+    plan = plan_memory(manifest, Sizes(batch, prompt, canvas, most_tiles(manifest)), precision=precision)
+    prompt_kv, logits = plan.bytes_of(PAST), plan.bytes_of("logits")
     return Needs(
         weights=sum(weight_bytes(manifest, precision).values()),
         activations=max(
             activation_bytes(g, window, window, past=0, rows=canvas, batch=batch, width=width),
             activation_bytes(g, canvas, window, past=prompt, rows=canvas, batch=batch, width=width),
         ),
-        prompt_kv=position * prompt,
-        logits=4 * batch * canvas * g.vocab_rows,
+        prompt_kv=prompt_kv,
+        logits=logits,
+        buffers=plan.total - prompt_kv - logits,
     )
 
 
@@ -72,11 +80,6 @@ def weight_bytes(manifest: Manifest, precision: Precision) -> dict[str, int]:
     if manifest.geometry.vision is not None:
         parts |= {"vision_encoder": counts["vision_tower"], "connector": counts["connector"]}
     return {name: count * BYTES[precision] for name, count in parts.items()}
-
-
-def kv_bytes(g: LanguageGeometry, precision: Precision) -> int:
-    """Bytes of the keys and values of one position, over all layers."""
-    return 2 * g.layers * g.kv_heads * g.head_size * BYTES[precision]
 
 
 def activation_bytes(

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from lladav.bundle import Bundle
-from lladav.engines.needs import Needs, kv_bytes, memory_needs, weight_bytes
-from lladav.engines.profiles import BATCH, default_canvas
+from lladav.engines.needs import Needs, memory_needs, weight_bytes
+from lladav.engines.profiles import BATCH
 from lladav.engines.target import Target, load_target
 from lladav.errors import EngineError, OptionError
 from lladav.geometry import LanguageGeometry
 from lladav.manifest import Precision
+from lladav.memory_plan import default_canvas
 
 # Llama-3-8B with TinyChat on Jetson AGX Orin 64 GB, as published: 15.0 GB of fp16 weights read in
 # 96 ms a token, of 204.8 GB/s; 1,024 tokens read in 0.566 s, of 42.6 TFLOPS.
@@ -127,7 +128,7 @@ def predict(
         needs = memory_needs(manifest, prompt, canvas, batch=batch, precision=precision)
         window = prompt + canvas
         refresh = _Pass(pass_flops(g, window, window, canvas, batch), weights)
-        step = _Pass(pass_flops(g, canvas, window, canvas, batch), weights + batch * prompt * kv_bytes(g, precision))
+        step = _Pass(pass_flops(g, canvas, window, canvas, batch), weights + needs.prompt_kv)
         rows.append(
             Row(
                 prompt=prompt,

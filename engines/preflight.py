@@ -92,7 +92,7 @@ def needed_bytes(bundle: Bundle, records: tuple[EngineRecord, ...], prompt: int,
     needs = memory_needs(bundle.manifest, prompt, canvas, batch=batch, precision=bundle.manifest.precision)
     asked = max((count for record in records for count in record.activations), default=needs.activations)
     plans = sum(record.plan.bytes for record in records)
-    return plans + asked + needs.prompt_kv + needs.logits
+    return plans + asked + needs.planned
 
 
 def _library_faults(record: EngineRecord, here: Here, bundle: Path) -> list[_Fault]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lladav.manifest import Manifest, TensorSpec
+from lladav.memory_plan import default_canvas
 from lladav.records import Profile, Range
 
 BATCH = Range(1, 1, 2)
@@ -28,12 +29,6 @@ def graph_profiles(manifest: Manifest) -> dict[str, tuple[Profile, ...]]:
     profiles: dict[str, tuple[Profile, ...]] = {"denoiser": (refresh, step)}
     tiles = Profile(name="tiles", sizes={"tiles": _ends_and_middle(buckets.tiles)})
     return profiles | {name: (tiles,) for name in manifest.graphs if name not in ("denoiser", CPU_GRAPH)}
-
-
-def default_canvas(manifest: Manifest) -> int:
-    """The canvas bucket that holds an answer of the default length, or the largest."""
-    wanted, buckets = manifest.generation.gen_length, manifest.buckets.canvas
-    return next((size for size in buckets if size >= wanted), buckets[-1])
 
 
 def input_shapes(spec: TensorSpec, profile: Profile) -> tuple[tuple[int, ...], ...]:

@@ -52,14 +52,14 @@ def plan(
 
 
 def _rows(found: Prediction) -> Table:
-    columns = ("prompt", "refresh ms", "step ms", "activations", "keys, values", "logits", "free")
+    columns = ("prompt", "refresh ms", "step ms", "activations", "keys, values", "logits", "buffers", "free")
     table = screen.table(
         f"Predicted, not measured: {found.target.title}, {found.precision}, canvas {found.canvas}, batch {found.batch}",
         *columns,
         numbers=tuple(range(len(columns))),
     )
     for row in found.rows:
-        needs = (row.needs.activations, row.needs.prompt_kv, row.needs.logits)
+        needs = (row.needs.activations, row.needs.prompt_kv, row.needs.logits, row.needs.buffers)
         free = Text(screen.size(row.free)) if row.free >= 0 else Text(f"-{screen.size(-row.free)}", "bold red")
         table.add_row(
             f"{row.prompt:,}",
@@ -97,5 +97,6 @@ def _basis(found: Prediction) -> Table:
         f"of one size; an engine for all sizes and two sequences asks for {screen.size(found.all_sizes_activations)}",
     )
     table.add_row("keys, values", "of the prompt, kept for steps")
+    table.add_row("buffers", "the embedding table, inputs, and what goes through the vision encoder at once")
     table.add_row("not counted", "vision encoder, sampling, launches, and what the driver takes of the memory")
     return table

@@ -162,7 +162,7 @@ def test_memory_is_that_of_the_plans_and_what_the_library_asked_for(built_bundle
     records = read_records(built_bundle, "rtx-40")
     bundle = Bundle.open(built_bundle)
     needs = memory_needs(bundle.manifest, 128, 32, batch=2, precision="fp16")
-    buffers = needs.prompt_kv + needs.logits
+    buffers = needs.prompt_kv + needs.logits + needs.buffers
     assert needed_bytes(bundle, records, 128, 32, 2) == 3 * 5000 + buffers + needs.activations
     asked = tuple(record.model_copy(update={"activations": (7, 9)}) for record in records)
     assert needed_bytes(bundle, asked, 128, 32, 2) == 3 * 5000 + buffers + 9

@@ -1,0 +1,165 @@
+"""All GPU memory that answers of one size take beside weights, as one plan.
+
+What a pass reads and writes has an address that never changes, so that passes can be captured;
+so everything is laid out at once, from the manifest, before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from lladav.errors import OptionError
+from lladav.manifest import Manifest, Precision, TensorType
+
+ALIGNMENT = 256
+PAST = "past_key_values."
+BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
+"""Of a value in the compute type."""
+_ITEM: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "uint8": 1}
+_COMPUTED: dict[Precision, TensorType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of one plan.
+
+    Attributes:
+        batch: sequences side by side.
+        prompt: positions, a bucket.
+        canvas: positions, a bucket.
+        tiles: crops per pass of the vision encoder; 0 for text alone.
+    """
+
+    batch: int
+    prompt: int
+    canvas: int
+    tiles: int
+
+
+@dataclass(frozen=True)
+class Region:
+    """One array.
+
+    Attributes:
+        offset: bytes from the start, a multiple of `ALIGNMENT`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * _ITEM[self.dtype]
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Regions that do not overlap, in ascending order."""
+
+    sizes: Sizes
+    regions: tuple[Region, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes from the start of the first region to the end of the last."""
+        return self.regions[-1].offset + self.regions[-1].bytes
+
+    def bytes_of(self, prefix: str) -> int:
+        """Bytes of all regions whose names begin so."""
+        return sum(region.bytes for region in self.regions if region.name.startswith(prefix))
+
+
+def default_sizes(manifest: Manifest) -> Sizes:
+    """One question: the middle bucket of prompts, the canvas of a default answer, the most crops at once."""
+    return Sizes(
+        batch=1,
+        prompt=manifest.buckets.prompt[len(manifest.buckets.prompt) // 2],
+        canvas=default_canvas(manifest),
+        tiles=most_tiles(manifest),
+    )
+
+
+def default_canvas(manifest: Manifest) -> int:
+    """The canvas bucket that holds an answer of the default length, or the largest."""
+    wanted, buckets = manifest.generation.gen_length, manifest.buckets.canvas
+    return next((size for size in buckets if size >= wanted), buckets[-1])
+
+
+def most_tiles(manifest: Manifest) -> int:
+    """Crops that one pass of the vision encoder takes; 0 for text alone."""
+    return manifest.buckets.tiles[-1] if manifest.geometry.vision is not None else 0
+
+
+def check_sizes(manifest: Manifest, sizes: Sizes) -> None:
+    """Compares sizes with the buckets.
+
+    Raises:
+        OptionError: one is no bucket of the bundle.
+    """
+    for name, size, buckets in (
+        ("prompt", sizes.prompt, manifest.buckets.prompt),
+        ("canvas", sizes.canvas, manifest.buckets.canvas),
+    ):
+        if size not in buckets:
+            raise OptionError(
+                f"{size} is no {name} bucket of this bundle", cure=f"choose of {', '.join(map(str, buckets))}"
+            )
+
+
+def plan_memory(
+    manifest: Manifest,
+    sizes: Sizes,
+    *,
+    precision: Precision | None = None,
+    scratch: int = 0,
+    loop: Mapping[str, int] | None = None,
+) -> MemoryPlan:
+    """Lays out all memory that passes of one size and the loop over them take.
+
+    The prompt's keys and values are where a refresh writes them and steps read them. The canvas has
+    embeddings of its own, because in a window it is not in one piece where there are several sequences.
+
+    Args:
+        manifest: of the bundle.
+        sizes: of the windows.
+        precision: of keys and values, if another than the bundle's.
+        scratch: bytes of activations, shared by passes that never run at the same time.
+        loop: bytes of what the loop's kernels keep, by name.
+    """
+    language, vision = manifest.geometry.language, manifest.geometry.vision
+    kept = _COMPUTED[precision or manifest.precision]
+    b, p, c, t = sizes.batch, sizes.prompt, sizes.canvas, sizes.tiles
+    d, window = language.hidden_size, p + c
+
+    def arrays() -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        table = manifest.tables["embed_tokens"]
+        yield "embed_tokens", table.dtype, table.shape
+        for layer in range(language.layers):
+            for part in ("key", "value"):
+                yield f"{PAST}{layer}.{part}", kept, (b, language.kv_heads, p, language.head_size)
+        yield "inputs_embeds", "float32", (b, window, d)
+        yield "canvas_embeds", "float32", (b, c, d)
+        yield "position_ids", "int64", (b, window)
+        yield "canvas_positions", "int64", (b, c)
+        yield "attention_bias", "float32", (b, 1, 1, window)
+        yield "kept", "int64", (p,)
+        yield "rows", "int64", (c,)
+        yield "canvas_rows", "int64", (c,)
+        yield "logits", "float32", (b, c, language.vocab_rows)
+        if vision is not None and t:
+            yield "pixel_values", "float32", (t, 3, vision.image_size, vision.image_size)
+            yield "vision_features", "float32", (t, vision.tokens, vision.hidden_size)
+            yield "image_features", "float32", (t, vision.tokens, d)
+        for name, size in (loop or {}).items():
+            yield name, "uint8", (size,)
+        yield "scratch", "uint8", (scratch,)
+
+    regions, end = [], 0
+    for name, dtype, shape in arrays():
+        regions.append(Region(name, dtype, shape, end))
+        end += -(-regions[-1].bytes // ALIGNMENT) * ALIGNMENT
+    return MemoryPlan(sizes, tuple(regions))
