@@ -39,11 +39,13 @@ class HostDevice:
             event counts as a synchronization.
         uploaded, downloaded: bytes so far.
         kernels: names of what was run, in order.
+        followed: streams that were waited for.
     """
 
     name = "host"
     compute_capability = "8.7"
     stream = 0
+    ordinal = 0
 
     def __init__(
         self, total: int = 1 << 30, *, deferred: bool = False, captures: bool = True, full_blocks: bool = False
@@ -59,6 +61,7 @@ class HostDevice:
         self.allocations = self.uploads = self.downloads = self.launches = self.synchronizations = 0
         self.uploaded = self.downloaded = 0
         self.kernels: list[str] = []
+        self.followed: list[int] = []
 
     def memory(self) -> tuple[int, int]:
         return self._total - sum(size for _, size in self._memory.values()), self._total
@@ -148,6 +151,9 @@ class HostDevice:
 
     def event(self) -> Event:
         return _HostEvent(self)
+
+    def follow(self, stream: int) -> None:
+        self._enqueue(lambda: self.followed.append(stream))
 
     def synchronize(self) -> None:
         self._refuse_in_capture("synchronize")
