@@ -8,6 +8,7 @@ import typer
 
 from lladav import __version__
 from lladav.cli.build import build
+from lladav.cli.calibrate import calibrate
 from lladav.cli.doctor import doctor
 from lladav.cli.export import export
 from lladav.cli.faults import guarded
@@ -39,5 +40,5 @@ def _options(
     pass
 
 
-for _verb in (export, run, build, plan, verify, inspect, doctor):
+for _verb in (export, run, calibrate, build, plan, verify, inspect, doctor):
     app.command()(guarded(_verb))

@@ -1,0 +1,107 @@
+"""Reduces activations to statistics as they come; none is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lladav.errors import CalibrationError
+from lladav.statistics import BINS, Condition, Statistics, bin_numbers, empty_arrays
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+
+# Rows that are reduced at once: with 12,288 channels, 25 MB for each of their copies in float64.
+_ROWS = 256
+
+
+class Collector:
+    """Largest values, squares and histograms of activations, by condition.
+
+    Args:
+        conditions: of each graph.
+        arrays: those of an interrupted calibration, which is gone on with; see `Statistics.arrays`.
+
+    Attributes:
+        arrays: as in `Statistics`; they grow with the number of channels, not with what is seen.
+    """
+
+    def __init__(
+        self, conditions: Mapping[str, Sequence[Condition]], arrays: Mapping[str, Array] | None = None
+    ) -> None:
+        self._numbers = {
+            graph: {condition: number for number, condition in enumerate(own)} for graph, own in conditions.items()
+        }
+        self.arrays: dict[str, Array] = dict(arrays or {})
+
+    def counting(self, graph: str, *rows: Sequence[Condition]) -> Callable[[str, Floats], None]:
+        """What `ObservedGraph.run` takes: counts every activation of one pass.
+
+        Args:
+            graph: it is a pass of.
+            rows: conditions of each row, for every number of rows that activations of the pass have.
+        """
+        by_count = {len(conditions): conditions for conditions in rows}
+
+        def observe(tensor: str, values: Floats) -> None:
+            flat = values.reshape(-1, values.shape[-1])
+            self.add(graph, tensor, flat, by_count[len(flat)])
+
+        return observe
+
+    def add(self, graph: str, tensor: str, values: Floats, conditions: Sequence[Condition]) -> None:
+        """Counts the rows of one activation.
+
+        Args:
+            graph: it belongs to.
+            tensor: name of the activation.
+            values: `[rows, channels]` float32.
+            conditions: of each row.
+
+        Raises:
+            CalibrationError: a value is not a finite number.
+        """
+        numbers = np.array([self._numbers[graph][condition] for condition in conditions])
+        if f"{tensor}/absmax" not in self.arrays:
+            fresh = empty_arrays(len(self._numbers[graph]), values.shape[1])
+            self.arrays |= {f"{tensor}/{kind}": array for kind, array in fresh.items()}
+        for number in np.unique(numbers):
+            rows = np.flatnonzero(numbers == number)
+            for start in range(0, len(rows), _ROWS):
+                self._reduce(tensor, number, np.abs(values[rows[start : start + _ROWS]]))
+
+    def _reduce(self, tensor: str, number: int, absolute: Floats) -> None:
+        largest, square_sum, histogram = (
+            self.arrays[f"{tensor}/{kind}"][number] for kind in ("absmax", "square_sum", "histogram")
+        )
+        found = absolute.max(axis=0)
+        if not np.isfinite(found).all():
+            wrong = np.flatnonzero(~np.isfinite(found))
+            raise CalibrationError(
+                f"the input of {tensor} is not a finite number in {len(wrong)} of {len(found)} channels, "
+                f"channel {wrong[0]} first",
+                cure="run `lladav verify BUNDLE CHECKPOINT`; export with --dtype fp32 if float16 overflows",
+            )
+        np.maximum(largest, found, out=largest)
+        square_sum += np.square(absolute, dtype=np.float64).sum(axis=0)
+        histogram += np.bincount(bin_numbers(absolute).ravel(), minlength=BINS)
+
+
+def refuse_constant(statistics: Statistics) -> None:
+    """Looks whether every input differs from one position to another.
+
+    Raises:
+        CalibrationError: one has the same absolute values at all positions.
+    """
+    for tensor in (name for graph in statistics.header.graphs.values() for name in graph.tensors):
+        seen = statistics.of(tensor)
+        largest = np.square(seen.absmax, dtype=np.float64)
+        if seen.rows > 1 and np.allclose(seen.mean_square, largest, rtol=1e-6, atol=0):
+            what = "has the same absolute values" if seen.absmax.any() else "is 0"
+            raise CalibrationError(
+                f"the input of {tensor} {what} at all {seen.rows:,} positions, so no range can be chosen for it",
+                cure="check the checkpoint with `lladav verify`, or calibrate with other pictures and prompts",
+            )

@@ -1,0 +1,145 @@
+"""Calibration inputs as other tools exchange them: `.npz` files of arrays by name of the graph's input.
+
+One file is one batch. That is what ModelOpt reads from a folder of batches and, where there is one
+batch or the only dimension that grows is the first, from a single file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lladav.bundle import Bundle
+from lladav.errors import CalibrationError
+from lladav.manifest import GraphSpec, TensorSpec
+from lladav.statistics import SUFFIX
+
+Array = npt.NDArray[Any]
+
+OBSERVED = ("vision_encoder", "connector", "denoiser")
+"""Graphs with linear layers that are quantised; `denoiser_cpu` is another form of the denoiser."""
+
+_TYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
+
+
+@dataclass(frozen=True)
+class SavedInputs:
+    """A folder with one folder of batches per graph.
+
+    Attributes:
+        folder: is made with the first batch.
+        graphs: of the manifest, whose types the arrays get.
+    """
+
+    folder: Path
+    graphs: Mapping[str, GraphSpec]
+
+    def save(self, graph: str, name: str, inputs: Mapping[str, Array]) -> None:
+        """Writes one batch whole, or not at all; replaces what has its name.
+
+        Raises:
+            CalibrationError: it cannot be written.
+        """
+        file = self.folder / graph / f"{name}{SUFFIX}"
+        fresh = file.with_name(f".{file.name}.new")
+        arrays: dict[str, Any] = {s.name: inputs[s.name].astype(_TYPES[s.dtype]) for s in self.graphs[graph].inputs}
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with fresh.open("wb") as stream:
+                np.savez(stream, **arrays)
+            fresh.replace(file)
+        except OSError as error:
+            fresh.unlink(missing_ok=True)
+            raise CalibrationError(
+                f"{file} cannot be written: {error}", cure="free some space or choose another folder"
+            ) from error
+
+
+def find_inputs(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """The files that were named, and those of folders that were named, in the order of their names.
+
+    Raises:
+        CalibrationError: nothing there, or a file with another suffix.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+        if not inside:
+            raise CalibrationError(f"{path} holds no {SUFFIX} files", cure="pass the folder of one graph's inputs")
+        found += inside
+    for path in found:
+        if path.suffix != SUFFIX:
+            raise CalibrationError(
+                f"{path} does not end in {SUFFIX}", cure="save the inputs with numpy.savez, by name of the input"
+            )
+    return tuple(found)
+
+
+def graph_of(bundle: Bundle, file: Path) -> str:
+    """The graph whose inputs a file holds, by their names.
+
+    Raises:
+        CalibrationError: no such file, damaged, or for no graph of the bundle.
+    """
+    with _opened(file) as archive:
+        names = set(archive.files)
+    known = {
+        graph: {spec.name for spec in bundle.manifest.graphs[graph].inputs}
+        for graph in OBSERVED
+        if graph in bundle.manifest.graphs
+    }
+    match = next((graph for graph, inputs in known.items() if inputs == names), None)
+    if match is None:
+        wanted = "; ".join(f"{graph}: {_few(inputs)}" for graph, inputs in known.items())
+        raise CalibrationError(
+            f"{file} has the arrays {_few(names)}, which no graph of {bundle.path} takes",
+            cure=f"name them after the inputs of one graph ({wanted})",
+        )
+    return match
+
+
+def load_inputs(bundle: Bundle, file: Path) -> tuple[str, dict[str, Array]]:
+    """One batch, with the name of its graph; float16 arrays as float32.
+
+    Raises:
+        CalibrationError: as `graph_of`, or arrays of other types or sizes than the graph takes.
+    """
+    graph = graph_of(bundle, file)
+    with _opened(file) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    for spec in bundle.manifest.graphs[graph].inputs:
+        _check(file, spec, arrays[spec.name])
+    return graph, {name: a.astype(np.float32) if a.dtype == np.float16 else a for name, a in arrays.items()}
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            yield archive
+    # NumPy and zipfile raise almost anything on damaged bytes.
+    except Exception as error:
+        raise CalibrationError(f"{file} cannot be read: {error}", cure="save it again with numpy.savez") from error
+
+
+def _check(file: Path, spec: TensorSpec, array: Array) -> None:
+    kinds = {"int64": (np.int64,)}.get(spec.dtype, (np.float32, np.float16))
+    fits = array.ndim == len(spec.shape) and all(
+        isinstance(size, str) or size == have for size, have in zip(spec.shape, array.shape, strict=True)
+    )
+    if array.dtype not in kinds or not fits:
+        raise CalibrationError(
+            f"{file}: {spec.name} is {array.dtype} {list(array.shape)} instead of {spec.dtype} {list(spec.shape)}",
+            cure="see the inputs of the graph with `lladav inspect BUNDLE`",
+        )
+
+
+def _few(names: set[str]) -> str:
+    first = sorted(names)[:4]
+    return ", ".join(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")

@@ -1,0 +1,75 @@
+"""A graph of a bundle with the input of every linear layer on view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lladav.bundle import Bundle
+from lladav.errors import CalibrationError
+from lladav.export.graph_pieces import GraphPieces
+
+Array = npt.NDArray[Any]
+Observe = Callable[[str, npt.NDArray[np.float32]], None]
+
+
+class ObservedGraph:
+    """Runs piece by piece, so that the activations and widened weights of one layer are in memory at a time.
+
+    Args:
+        bundle: an open bundle.
+        name: of one of its graphs.
+
+    Attributes:
+        inputs: names of the graph's inputs.
+        linears: see `statistics.GraphRecord`.
+
+    Raises:
+        CalibrationError: the graph has no linear layer whose weights are floating point.
+    """
+
+    def __init__(self, bundle: Bundle, name: str) -> None:
+        graph = bundle.manifest.graphs[name]
+        pieces = GraphPieces(bundle.file(graph.file))
+        values = pieces.linear_inputs()
+        if not values:
+            raise CalibrationError(
+                f"{bundle.path} has no linear layers with floating-point weights in its graph {name}",
+                cure="calibrate the bundle that was exported without --quantize",
+            )
+        self.inputs = tuple(spec.name for spec in graph.inputs)
+        self._tensors: dict[str, str] = {}
+        self.linears = {linear: self._tensors.setdefault(value, linear) for linear, value in values.items()}
+        self._results = {inside: outside for outside, inside in pieces.results.items()}
+        self._plan = []
+        needed = set(self._results)
+        for scope in reversed(pieces.scopes):
+            piece = pieces.piece(scope, shown=self._tensors)
+            self._plan.append((piece, frozenset(needed)))
+            needed |= set(piece.inputs)
+        self._plan.reverse()
+
+    def run(self, inputs: Mapping[str, Array], observe: Observe) -> dict[str, Array]:
+        """The graph's outputs by name.
+
+        Args:
+            inputs: by name; float16 ones as float32.
+            observe: called with the name of every linear layer's input (of layers that share it,
+                the first) and its values `[..., channels]`, before the next layer is computed.
+        """
+        values = dict(inputs)
+        self._show(values, observe)
+        for piece, needed in self._plan:
+            made = piece.run(values)
+            self._show(made, observe)
+            values = {name: array for name, array in (values | made).items() if name in needed}
+            del made
+        return {outside: values[inside] for inside, outside in self._results.items()}
+
+    def _show(self, values: Mapping[str, Array], observe: Observe) -> None:
+        for name, array in values.items():
+            if name in self._tensors:
+                observe(self._tensors[name], array)

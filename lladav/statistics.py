@@ -1,0 +1,338 @@
+"""Statistics of a model's activations: what a calibration leaves, and a quantised export reads.
+
+The one module of the core that needs numpy: the file is arrays, and both sides have to count in
+the same bins (docs/calibration.md).
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from lladav.errors import CalibrationError
+from lladav.geometry import Geometry
+from lladav.manifest import Manifest
+from lladav.staging import sync
+
+Floats = npt.NDArray[np.float32]
+Sums = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+SCHEMA_VERSION: Literal[1] = 1
+SUFFIX = ".npz"
+_HEADER = "header.json"
+_ARRAYS: dict[str, type[np.generic]] = {"absmax": np.float32, "square_sum": np.float64, "histogram": np.int64}
+# A bin is what a float32's exponent and the highest bits of its fraction have in common.
+_FRACTION_BITS = 3
+_SHIFT = np.uint32(23 - _FRACTION_BITS)
+_EXPONENTS = (-24, 20)
+_FIRST, _LAST = ((127 + exponent) << _FRACTION_BITS for exponent in _EXPONENTS)
+BINS = 1 + _LAST - _FIRST
+"""Of a histogram of absolute values: 8 per octave from 2**-24 to 2**20, after one for all that is smaller."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Condition(_Frozen):
+    """Under which circumstances rows of an activation were seen.
+
+    Attributes:
+        kind: the pass of the denoiser (`refresh`, `step`), or the crop of the vision encoder and the
+            connector (`base`, the whole picture; `crop`, a part of it). `any` where it is not known.
+        where: what stands at the row's position of the window; None for crops.
+        mask_ratio: masks among the canvas positions at that pass, to the nearest that is counted
+            apart; None where there is no canvas, or it is not known.
+    """
+
+    kind: Literal["refresh", "step", "base", "crop", "any"]
+    where: Literal["image", "text", "canvas", "any"] | None = None
+    mask_ratio: float | None = Field(default=None, ge=0, le=1)
+
+    @property
+    def label(self) -> str:
+        """As a person reads it: `refresh, image rows, mask ratio 0.75`."""
+        where = f", {self.where} rows" if self.where else ""
+        return self.kind + where + (f", mask ratio {self.mask_ratio:g}" if self.mask_ratio is not None else "")
+
+
+class GraphRecord(_Frozen):
+    """What was observed of one graph.
+
+    Attributes:
+        conditions: first dimension of its arrays.
+        linears: by name of a linear layer in the checkpoint, the layer under whose name its input
+            is kept: the first of those that share it.
+    """
+
+    conditions: tuple[Condition, ...]
+    linears: dict[str, str]
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the inputs, each once."""
+        return tuple(dict.fromkeys(self.linears.values()))
+
+
+class SourceFile(_Frozen):
+    """A picture or a file of inputs that was shown to the model."""
+
+    name: str
+    sha256: str
+
+
+class Asked(_Frozen):
+    """The questions of a calibration, and how they were answered.
+
+    Attributes:
+        prompts: in the order of use.
+        gen_length: positions of the canvas.
+        steps: passes per answer.
+        refresh_interval: a refresh every this many passes.
+    """
+
+    prompts: tuple[str, ...]
+    gen_length: PositiveInt
+    steps: PositiveInt
+    refresh_interval: NonNegativeInt
+
+
+class CalibrationRun(_Frozen):
+    """What the model was shown; equal runs of equal bundles give equal statistics.
+
+    Attributes:
+        sources: pictures, or files of inputs, in the order of use; none for text alone.
+        count: questions, or files of inputs.
+        asked: None for files of inputs.
+    """
+
+    sources: tuple[SourceFile, ...]
+    count: PositiveInt
+    asked: Asked | None
+
+
+class Header(_Frozen):
+    """What statistics are of.
+
+    Attributes:
+        bundle: sha256 of the manifest whose graphs were run.
+        checkpoint: fingerprint of the weights.
+        done: questions or files that are in the statistics; less than `run.count` while a
+            calibration is under way.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    lladav: str
+    bundle: str
+    checkpoint: str
+    geometry: Geometry
+    run: CalibrationRun
+    graphs: dict[str, GraphRecord]
+    done: NonNegativeInt
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Statistics of one input, or of several together.
+
+    Attributes:
+        absmax: `[channels]` float32 largest absolute values.
+        mean_square: `[channels]` float64.
+        histogram: `[BINS]` int64 absolute values of all channels; see `bin_edges`.
+        rows: how many positions were seen.
+    """
+
+    absmax: Floats
+    mean_square: Sums
+    histogram: Counts
+    rows: int
+
+    def percentile(self, percent: float) -> float:
+        """A value that `percent` of the absolute values do not exceed, at most 1/8 too large.
+
+        It is the upper edge of a bin, and never more than the largest value.
+        """
+        needed = percent / 100 * self.histogram.sum()
+        number = int(np.searchsorted(np.cumsum(self.histogram), needed))
+        return min(float(bin_edges()[min(number, BINS - 1)]), float(self.absmax.max()))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics of the input of every linear layer.
+
+    Attributes:
+        arrays: for every tensor of `header.graphs` three of them, whose first dimension is the
+            graph's conditions: `TENSOR/absmax` `[n, channels]` float32, `TENSOR/square_sum`
+            `[n, channels]` float64 and `TENSOR/histogram` `[n, BINS]` int64.
+    """
+
+    header: Header
+    arrays: Mapping[str, npt.NDArray[Any]]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Statistics:
+        """Reads the statistics of a finished calibration.
+
+        Raises:
+            CalibrationError: missing, damaged, too new, or not finished.
+        """
+        found = cls.read(Path(path))
+        done, count = found.header.done, found.header.run.count
+        if done < count:
+            raise CalibrationError(
+                f"{path} holds {done} of {count} questions: its calibration is not finished",
+                cure="run the same `lladav calibrate` command again, which goes on where it stopped",
+            )
+        return found
+
+    @classmethod
+    def read(cls, path: Path) -> Statistics:
+        """As `open`, also of a calibration that is under way."""
+        cure = "run `lladav calibrate BUNDLE` again"
+        try:
+            with zipfile.ZipFile(path) as archive:
+                header = Header.model_validate_json(archive.read(_HEADER))
+                arrays = {
+                    name: _read_array(archive, name)
+                    for graph in header.graphs.values()
+                    for tensor in graph.tensors
+                    for name in (f"{tensor}/{kind}" for kind in _ARRAYS)
+                }
+            _check_shapes(header, arrays)
+        except FileNotFoundError as error:
+            raise CalibrationError(f"{path} does not exist", cure=cure) from error
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:8])
+            raise CalibrationError(f"{path} is not a valid file of statistics: {faults}", cure=cure) from error
+        # A damaged archive is BadZipFile, KeyError, EOFError, ValueError, ...
+        except Exception as error:
+            raise CalibrationError(f"{path} holds no statistics: {error}", cure=cure) from error
+        return cls(header, arrays)
+
+    def write(self, path: Path) -> None:
+        """Writes the file whole, or not at all; equal statistics give equal bytes.
+
+        Raises:
+            CalibrationError: it cannot be written.
+        """
+        fresh = path.with_name(f".{path.name}.new")
+        try:
+            with zipfile.ZipFile(fresh, "w") as archive:
+                archive.writestr(zipfile.ZipInfo(_HEADER), self.header.model_dump_json(indent=1))
+                for name, array in self.arrays.items():
+                    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as stream:
+                        np.lib.format.write_array(stream, array, allow_pickle=False)
+            sync(fresh)
+            fresh.replace(path)
+            sync(path.parent)
+        except BaseException as error:
+            fresh.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise CalibrationError(
+                    f"{path} cannot be written: {error}", cure="free some space or choose another place"
+                ) from error
+            raise
+
+    def check(self, manifest: Manifest) -> None:
+        """Looks whether they are of the model that a bundle or an export holds, in whatever precision.
+
+        Raises:
+            CalibrationError: of another checkpoint or geometry.
+        """
+        cure = "calibrate a bundle of this checkpoint with `lladav calibrate`"
+        ours, theirs = self.header.checkpoint, manifest.checkpoint.fingerprint
+        if ours != theirs:
+            raise CalibrationError(
+                f"the statistics are of the checkpoint {ours[:12]}, this one is {theirs[:12]}", cure=cure
+            )
+        if self.header.geometry != manifest.geometry:
+            raise CalibrationError(
+                f"the statistics are of another geometry: {self.header.geometry} instead of {manifest.geometry}",
+                cure=cure,
+            )
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Names of all linear layers, as in the checkpoint without `.weight`."""
+        return tuple(name for graph in self.header.graphs.values() for name in graph.linears)
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """Of all graphs."""
+        return tuple(condition for graph in self.header.graphs.values() for condition in graph.conditions)
+
+    def rows(self, graph: str) -> Counts:
+        """Positions that were seen under each of a graph's conditions, at its first linear layer."""
+        tensor = self.header.graphs[graph].tensors[0]
+        channels = self.arrays[f"{tensor}/absmax"].shape[1]
+        counts: Counts = self.arrays[f"{tensor}/histogram"].sum(axis=1) // channels
+        return counts
+
+    def of(self, linear: str, wanted: Callable[[Condition], bool] = lambda _: True) -> Activations:
+        """Statistics of a layer's input over some conditions.
+
+        Args:
+            linear: name in the checkpoint, without `.weight`.
+            wanted: says which conditions count.
+
+        Raises:
+            CalibrationError: no such layer, or no row was seen under these conditions.
+        """
+        graph = next((g for g in self.header.graphs.values() if linear in g.linears), None)
+        if graph is None:
+            raise CalibrationError(
+                f"the statistics know no linear layer {linear!r}",
+                cure=f"choose one of {', '.join(self.linears[:4])}, ...",
+            )
+        chosen = [number for number, condition in enumerate(graph.conditions) if wanted(condition)]
+        absmax, square_sum, histogram = (self.arrays[f"{graph.linears[linear]}/{kind}"][chosen] for kind in _ARRAYS)
+        counts: Counts = histogram.sum(axis=0)
+        rows = int(counts.sum()) // square_sum.shape[1]
+        if not rows:
+            raise CalibrationError(
+                f"no input of {linear} was seen under these conditions",
+                cure="calibrate with more pictures, or with fewer steps between refreshes",
+            )
+        return Activations(absmax.max(axis=0), square_sum.sum(axis=0) / rows, counts, rows)
+
+
+def bin_numbers(absolute: Floats) -> Counts:
+    """The bin of every value of `absolute`, which is not negative."""
+    return np.clip((absolute.view(np.uint32) >> _SHIFT).astype(np.int64) - (_FIRST - 1), 0, BINS - 1)
+
+
+def bin_edges() -> Floats:
+    """Upper edges of the bins `[BINS]` float32; the last bin also has what is larger."""
+    return (np.arange(_FIRST, _LAST + 1, dtype=np.uint32) << _SHIFT).view(np.float32)
+
+
+def empty_arrays(conditions: int, channels: int) -> dict[str, npt.NDArray[Any]]:
+    """The three arrays of a tensor of which nothing was seen yet, by their kinds."""
+    columns = {"absmax": channels, "square_sum": channels, "histogram": BINS}
+    return {kind: np.zeros((conditions, columns[kind]), dtype) for kind, dtype in _ARRAYS.items()}
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
+    with archive.open(f"{name}.npy") as stream:
+        array: npt.NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+        stream.read()  # only at the end the archive compares its checksum
+    return array
+
+
+def _check_shapes(header: Header, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    for graph in header.graphs.values():
+        for tensor in graph.tensors:
+            channels = arrays[f"{tensor}/absmax"].shape[-1]
+            for kind, expected in empty_arrays(len(graph.conditions), channels).items():
+                found = arrays[f"{tensor}/{kind}"]
+                if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+                    raise ValueError(f"{tensor}/{kind} is {found.dtype} {list(found.shape)}")
