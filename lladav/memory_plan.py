@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from lladav.errors import OptionError
 from lladav.manifest import Manifest, Precision, TensorType
@@ -71,6 +72,11 @@ class MemoryPlan:
     def bytes_of(self, prefix: str) -> int:
         """Bytes of all regions whose names begin so."""
         return sum(region.bytes for region in self.regions if region.name.startswith(prefix))
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `lladav inspect --json` prints."""
+        regions = [asdict(region) | {"bytes": region.bytes} for region in self.regions]
+        return {**asdict(self.sizes), "total": self.total, "regions": regions}
 
 
 def default_sizes(manifest: Manifest) -> Sizes:
