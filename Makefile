@@ -10,7 +10,7 @@ CHECKPOINT ?= benchmarks/demo_checkpoint/checkpoint
 PICTURE ?= benchmarks/demo_checkpoint/pictures/00-octopus.png
 QUESTION ?= What is this?
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint kernels clean
 
 demo: build/demo/manifest.json
 	$(BIN)/lladav run build/demo --image '$(PICTURE)' --prompt '$(QUESTION)'
@@ -24,8 +24,13 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# For GPUs; needs the CUDA toolkit, and no GPU.
+kernels:
+	cmake -B build/cmake
+	cmake --build build/cmake --target kernels
+
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv build runtime/kernels/*.fatbin dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # Without PyTorch, which is large; `lladav export` compares with it by default.
 build/demo/manifest.json: $(wildcard $(CHECKPOINT)/*) $(wildcard export/*.py) | $(VENV)/.export
