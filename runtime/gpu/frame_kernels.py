@@ -10,8 +10,8 @@ from lladav.runtime.gpu.frames import DeviceFrame
 
 _BLOCK = (32, 8, 1)
 _ROW_THREADS = 256
-# CUDA's limit on the second dimension of a grid.
-_MOST_BLOCKS_DOWN = 65_535
+# CUDA allows no more blocks down; threads then take several lines.
+_MOST_LINES = 65_535 * _BLOCK[1]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def resample_rows(
         *map(c_int, (axis.taps, axis.target, lines)),
         c_void_p(out),
     )
-    device.launch("lladav_resample_rows", _grid(axis.target, lines), _BLOCK, arguments)
+    device.launch("lladav_resample_rows", _grid(axis.target, min(lines, _MOST_LINES)), _BLOCK, arguments)
 
 
 def lay_crops(
@@ -129,4 +129,4 @@ def merge(
 
 
 def _grid(width: int, height: int) -> tuple[int, int, int]:
-    return -(-width // _BLOCK[0]), min(-(-height // _BLOCK[1]), _MOST_BLOCKS_DOWN), 1
+    return -(-width // _BLOCK[0]), -(-height // _BLOCK[1]), 1
