@@ -3,8 +3,8 @@
 #include <stdint.h>
 
 // Row i of `out` [gridDim.x, width] is the sum of `weights` [i, taps] times the rows `indices` [i, taps] of `features`
-// [feature_rows, width]; index `feature_rows` stands for `newline` alone. Rounded after every product and every sum, in the
-// order of the taps, as the host does; left alone the compiler would fuse them.
+// [feature_rows, width]; index `feature_rows` stands for `newline` alone. Summed in the order of the taps, as on the host;
+// a feature that weighs nothing need not be a number.
 extern "C" __global__ void lladav_merge(const float* features, const float* newline, const int32_t* indices,
                                         const float* weights, int taps, int feature_rows, int width, float* out) {
     indices += (size_t)blockIdx.x * taps;
@@ -16,10 +16,9 @@ extern "C" __global__ void lladav_merge(const float* features, const float* newl
             out[d] = newline[d];
             continue;
         }
-        float sum = __fmul_rn(weights[0], features[(size_t)indices[0] * width + d]);
+        float sum = weights[0] * features[(size_t)indices[0] * width + d];
         for (int tap = 1; tap < taps; ++tap)
-            if (weights[tap] != 0)
-                sum = __fadd_rn(sum, __fmul_rn(weights[tap], features[(size_t)indices[tap] * width + d]));
+            if (weights[tap] != 0) sum += weights[tap] * features[(size_t)indices[tap] * width + d];
         out[d] = sum;
     }
 }

@@ -7,6 +7,7 @@ import pytest
 from host_device import HostDevice
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from on_device import cut
 from PIL import Image
 
 from lladav.errors import BackendError, ImageError
@@ -40,22 +41,11 @@ def frame_of(array: np.ndarray, device: HostDevice, stream: int | None = None) -
     return device_frame(SimpleNamespace(__cuda_array_interface__=interface, owner=array), device)
 
 
-def cut(array: np.ndarray, device: HostDevice, pre: Preprocessing, aspect) -> np.ndarray:
-    """Pixel values of a frame's crops, as they come from the device."""
-    frame = frame_of(array, device)
-    plan = plan_frames(frame.size, pre, aspect)
-    cutter = FrameCutter(device, plan)
-    out = device.allocate(plan.output_bytes)
-    cutter.enqueue(frame, out)
-    values = np.empty((plan.crops, 3, plan.side, plan.side), np.float32)
-    device.download(values, out)
-    cutter.free()
-    device.free(out)
-    return values
-
-
-def on_the_host(image: Image.Image, pre: Preprocessing, aspect) -> np.ndarray:
-    return pixel_values(preprocess(image, pre, aspect).pixels, mean=pre.mean, std=pre.std)
+def assert_cut_as_on_the_host(array, device, pre, aspect, image=None):
+    """Bit for bit; `image` is what the host gets, if it is not the array."""
+    crops = preprocess(image or Image.fromarray(array), pre, aspect).pixels
+    expected = pixel_values(crops, mean=pre.mean, std=pre.std)
+    np.testing.assert_array_equal(cut(frame_of(array, device), device, pre, aspect), expected)
 
 
 # -------------------------------------------------------------------------------- against the host
@@ -66,36 +56,32 @@ def on_the_host(image: Image.Image, pre: Preprocessing, aspect) -> np.ndarray:
 @given(SIZES, st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_crops_are_those_of_the_host_bit_for_bit(aspect, size, gray):
-    array = noise(*size) if gray else noise(*size, 3)
     device = HostDevice()
-    np.testing.assert_array_equal(cut(array, device, SMALL, aspect), on_the_host(Image.fromarray(array), SMALL, aspect))
+    assert_cut_as_on_the_host(noise(*size) if gray else noise(*size, 3), device, SMALL, aspect)
     device.check()
 
 
 @pytest.mark.parametrize("aspect", ["anyres", "pad"])
 def test_a_picture_of_the_reference(aspect, device, shared):
-    image = open_image(shared / "parity" / "images" / "odd.png")
-    np.testing.assert_array_equal(cut(np.asarray(image), device, REAL, aspect), on_the_host(image, REAL, aspect))
+    array = np.asarray(open_image(shared / "parity" / "images" / "odd.png"))
+    assert_cut_as_on_the_host(array, device, REAL, aspect)
 
 
 def test_more_lines_than_blocks_are_walked_over(device, monkeypatch):
     monkeypatch.setattr(frame_kernels, "_MOST_LINES", 16)
-    array = noise(30, 70, 3)
-    expected = on_the_host(Image.fromarray(array), SMALL, "anyres")
-    np.testing.assert_array_equal(cut(array, device, SMALL, "anyres"), expected)
+    assert_cut_as_on_the_host(noise(30, 70, 3), device, SMALL, "anyres")
 
 
 def test_a_view_is_cut_as_its_copy(device):
-    array = noise(40, 30, 4)[::-1, ::2, 2::-1]
-    expected = on_the_host(Image.fromarray(np.ascontiguousarray(array)), SMALL, "anyres")
-    np.testing.assert_array_equal(cut(array, device, SMALL, "anyres"), expected)
+    view = noise(40, 30, 4)[::-1, ::2, 2::-1]
+    copy = Image.fromarray(np.ascontiguousarray(view))
+    assert_cut_as_on_the_host(view, device, SMALL, "anyres", copy)
 
 
-def test_transparency_is_not_read_from_opaque_pictures(device):
+def test_an_opaque_picture_needs_no_alpha(device):
     array = noise(20, 30, 4)
     array[..., 3] = 255
-    expected = on_the_host(Image.fromarray(array), SMALL, "anyres")
-    np.testing.assert_array_equal(cut(array, device, SMALL, "anyres"), expected)
+    assert_cut_as_on_the_host(array, device, SMALL, "anyres")
 
 
 def test_frames_of_a_video_are_single_crops(device):

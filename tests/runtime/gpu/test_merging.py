@@ -5,28 +5,15 @@ import pytest
 from host_device import HostDevice
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from on_device import merged
 
 from lladav.errors import ImageError
 from lladav.manifest import Preprocessing
 from lladav.runtime import merge
-from lladav.runtime.gpu.merging import DeviceMerge
 
 SIZES = st.tuples(st.integers(1, 400), st.integers(1, 400))
 GRIDS = st.tuples(st.integers(1, 3), st.integers(1, 3))
 WIDTH = 3
-
-
-def merged(device: HostDevice, plan: merge.MergePlan, features: np.ndarray, newline: np.ndarray) -> np.ndarray:
-    on_device = DeviceMerge(device, plan, newline)
-    source, out = device.allocate(features.nbytes), device.allocate(len(plan) * len(newline) * 4)
-    device.upload(source, features)
-    on_device.enqueue(source, out)
-    rows = np.empty((on_device.rows, len(newline)), np.float32)
-    device.download(rows, out)
-    on_device.free()
-    device.free(source)
-    device.free(out)
-    return rows
 
 
 def random_features(rows: int, width: int = WIDTH) -> tuple[np.ndarray, np.ndarray]:
