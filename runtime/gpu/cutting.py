@@ -1,7 +1,7 @@
 """From a frame on the GPU to the vision tower's input: the anyres rule of `images`, without the host.
 
 What is done to a frame depends on its size alone. So all tables are computed and uploaded once
-for a size, and after that a frame costs four launches and no copy. The pixel values are equal, bit
+for a size, and after that a frame costs two launches per view and no copy. The pixel values are equal, bit
 for bit, to those that `images.preprocess` and `images.pixel_values` give for the same picture.
 """
 

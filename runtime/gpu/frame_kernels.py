@@ -1,8 +1,8 @@
-"""Launches of the kernels in `runtime/kernels/frames.cu` and `merge.cu`, with their sizes checked by name and type."""
+"""One function to launch each kernel of `runtime/kernels/frames.cu` and `merge.cu`; `kernels` has the loop's."""
 
 from __future__ import annotations
 
-from ctypes import c_int, c_ssize_t, c_void_p
+from ctypes import c_int32, c_ssize_t, c_void_p
 from dataclasses import dataclass
 
 from lladav.runtime.gpu.device import Address, Device
@@ -50,10 +50,10 @@ def resample_rows(
     arguments = (
         c_void_p(frame.address),
         *map(c_ssize_t, frame.strides),
-        *map(c_int, (frame.width, frame.height, *corner, level)),
+        *map(c_int32, (frame.width, frame.height, *corner, level)),
         c_void_p(axis.first),
         c_void_p(axis.weights),
-        *map(c_int, (axis.taps, axis.target, lines)),
+        *map(c_int32, (axis.taps, axis.target, lines)),
         c_void_p(out),
     )
     device.launch("lladav_resample_rows", _grid(axis.target, min(lines, _MOST_LINES)), _BLOCK, arguments)
@@ -87,7 +87,7 @@ def lay_crops(
         c_void_p(source),
         c_void_p(axis.first),
         c_void_p(axis.weights),
-        *map(c_int, (axis.taps, width, axis.target, *corner, *grid, side)),
+        *map(c_int32, (axis.taps, width, axis.target, *corner, *grid, side)),
         c_void_p(values),
         c_void_p(out),
     )
@@ -122,7 +122,7 @@ def merge(
     """
     arguments = (
         *map(c_void_p, (features, newline, indices, weights)),
-        *map(c_int, (taps, feature_rows, width)),
+        *map(c_int32, (taps, feature_rows, width)),
         c_void_p(out),
     )
     device.launch("lladav_merge", (rows, 1, 1), (_ROW_THREADS, 1, 1), arguments)

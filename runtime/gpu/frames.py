@@ -86,9 +86,10 @@ def on_gpu(source: object) -> bool:
 
 
 def device_frame(source: Any, device: Device) -> DeviceFrame:
-    """Describes an array as a frame, and orders the device's stream behind its producer.
+    """Describes an array as a frame, with what its reader has to wait for.
 
-    DLPack is asked first, since with it the producer itself lets our stream wait.
+    DLPack is asked first, since with it the producer itself lets our stream wait. The CUDA Array
+    Interface does not say on which GPU an array is; there the caller has to know.
 
     Args:
         source: uint8 `[H, W, 3]` in RGB order, `[H, W]` or `[H, W, 1]` gray, or `[H, W, 4]`, whose
