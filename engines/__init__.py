@@ -8,8 +8,9 @@ here imports torch, onnx or transformers, and a vendor's library only when it is
 from __future__ import annotations
 
 from lladav.engines.builder import build
+from lladav.engines.execution import load_plan
 from lladav.engines.prediction import Prediction, predict
-from lladav.engines.preflight import check_engines
+from lladav.engines.preflight import check_engines, find_engines
 from lladav.engines.progress import Progress
 from lladav.engines.target import Target, load_target, target_names
 from lladav.records import EngineRecord, read_records
@@ -21,6 +22,8 @@ __all__ = [
     "Target",
     "build",
     "check_engines",
+    "find_engines",
+    "load_plan",
     "load_target",
     "predict",
     "read_records",

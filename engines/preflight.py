@@ -15,7 +15,7 @@ from lladav.engines.library import INSTALL
 from lladav.engines.needs import memory_needs
 from lladav.engines.target import load_target, target_names
 from lladav.errors import EngineError
-from lladav.records import EngineRecord, build_command, read_records
+from lladav.records import EngineRecord, Library, build_command, read_records
 
 # CUDA's minor version compatibility: the oldest driver that runs a major version.
 OLDEST_DRIVER = {12: 525, 13: 580}
@@ -83,6 +83,25 @@ def check_engines(bundle: Bundle, target: str, prompt: int, canvas: int, batch: 
     return records
 
 
+def find_engines(bundle: Bundle, library: Library) -> str:
+    """The target whose engines are for this machine's GPU.
+
+    Raises:
+        EngineError: there are none for it, or a record or plan is damaged.
+    """
+    here = describe(library)
+    built = {(r.target, r.compute_capability) for r in read_records(bundle.path) if r.library == library}
+    fitting = sorted(target for target, capability in built if capability == here.compute_capability)
+    if not fitting:
+        found = ", ".join(f"{target} ({capability})" for target, capability in sorted(built))
+        commands = [build_command(bundle.path, name) for name in _targets_with(here.compute_capability, library)]
+        raise EngineError(
+            f"{bundle.path} has no engines of {library} for {_gpu(here)}; it has {found or 'none at all'}",
+            cure=" or ".join(commands) or f"choose another backend: no target of {library} is such a GPU",
+        )
+    return fitting[0]
+
+
 def needed_bytes(bundle: Bundle, records: tuple[EngineRecord, ...], prompt: int, canvas: int, batch: int) -> int:
     """Memory for an answer with these engines.
 
@@ -121,7 +140,7 @@ def _gpu_faults(record: EngineRecord, here: Here, bundle: Path) -> list[_Fault]:
         fitting = _targets_with(here.compute_capability)
         faults.append(
             _Fault(
-                f"here is {here.gpu} with compute capability {here.compute_capability or 'unknown'}",
+                f"here is {_gpu(here)}",
                 " or ".join(build_command(bundle, name) for name in fitting)
                 or "run it on a machine with the GPU it was built for",
             )
@@ -129,5 +148,11 @@ def _gpu_faults(record: EngineRecord, here: Here, bundle: Path) -> list[_Fault]:
     return faults
 
 
-def _targets_with(compute_capability: str) -> tuple[str, ...]:
-    return tuple(name for name in target_names() if load_target(name).compute_capability == compute_capability)
+def _gpu(here: Here) -> str:
+    return f"{here.gpu} with compute capability {here.compute_capability or 'unknown'}" if here.gpu else "no NVIDIA GPU"
+
+
+def _targets_with(compute_capability: str, library: Library | None = None) -> tuple[str, ...]:
+    targets = map(load_target, target_names())
+    fitting = (t for t in targets if t.compute_capability == compute_capability)
+    return tuple(t.name for t in fitting if library in (None, t.library))

@@ -16,7 +16,7 @@ import pytest
 import lladav.engines.here
 import lladav.engines.preflight
 from lladav.bundle import Bundle
-from lladav.engines import read_records
+from lladav.engines import find_engines, read_records
 from lladav.engines.here import Here, describe
 from lladav.engines.needs import memory_needs
 from lladav.engines.preflight import check_engines, needed_bytes, preflight
@@ -173,6 +173,33 @@ def test_engines_for_another_card(built_bundle: Path) -> None:
     with pytest.raises(EngineError, match=r"for rtx-30, compute capability 8\.6; here is .* 8\.9") as caught:
         check_engines(Bundle.open(built_bundle), "rtx-30", 128, 32)
     assert caught.value.cure.endswith("--target l4 or lladav build " + f"{built_bundle} --target rtx-40")
+
+
+@pytest.mark.usefixtures("at_home")
+def test_engines_of_this_machine_are_found(built_bundle: Path) -> None:
+    assert find_engines(Bundle.open(built_bundle), "tensorrt_rtx") == "rtx-40"
+
+
+@pytest.mark.parametrize(
+    ("change", "library", "said", "cure"),
+    [
+        ({"compute_capability": "12.0"}, "tensorrt_rtx", "for NVIDIA GeForce RTX 4090 with .* 12.0", "--target rtx-50"),
+        (
+            {"gpu": "", "compute_capability": ""},
+            "tensorrt_rtx",
+            "for no NVIDIA GPU; it has rtx-30 .8.6., rtx-40",
+            "other",
+        ),
+        ({}, "tensorrt", "no engines of tensorrt .* it has none at all", "--target l4"),
+    ],
+)
+def test_engines_of_another_machine_are_not(
+    built_bundle: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], library: Any, said: str, cure: str
+) -> None:
+    monkeypatch.setattr(lladav.engines.preflight, "describe", lambda _: replace(FITTING, **change))
+    with pytest.raises(EngineError, match=said) as caught:
+        find_engines(Bundle.open(built_bundle), library)
+    assert cure in caught.value.cure
 
 
 @pytest.mark.usefixtures("at_home")

@@ -1,0 +1,336 @@
+"""Loading and running plans, with a library that only remembers what it was asked."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+
+import lladav.engines.execution
+import lladav.engines.library
+from lladav.bundle import Bundle
+from lladav.engines.execution import LoadedEngine, load_plan
+from lladav.engines.here import describe
+from lladav.engines.profiles import graph_profiles
+from lladav.errors import BackendError, EngineError
+from lladav.manifest import FileEntry
+from lladav.records import EngineRecord, read_records
+
+rtx_only = pytest.mark.parametrize("loaded", [True], indirect=True, ids=["rtx"])
+STREAM, SCRATCH = 77, 1 << 20
+PLAN = b"a plan that nothing can run"
+
+
+class Placed(NamedTuple):
+    address: int
+    shape: tuple[int, ...]
+
+
+class Context:
+    """An execution context; `refusing` names the call that fails."""
+
+    def __init__(self, library: Library) -> None:
+        self.library = library
+        self.calls: list[tuple[Any, ...]] = []
+        library.contexts.append(self)
+
+    def _does(self, *call: Any) -> bool:
+        self.calls.append(call)
+        return call[0] != self.library.refusing
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        return self._does("set_optimization_profile_async", index, stream)
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        return self._does("set_input_shape", name, shape)
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        return self._does("set_tensor_address", name, address)
+
+    def infer_shapes(self) -> list[str]:
+        return ["rows"] if self.library.refusing == "infer_shapes" else []
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        return [0] if self.library.refusing == "get_tensor_shape" else list(self.library.outputs[name])
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        self._does("set_device_memory", address, size)
+
+    def execute_async_v3(self, stream: int) -> bool:
+        return self._does("execute_async_v3", stream)
+
+
+class CapturableContext(Context):
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self._does("is_stream_capturable", stream)
+
+
+class Cache:
+    """A runtime cache that knows one more kernel after every run."""
+
+    def __init__(self) -> None:
+        self.contents = b""
+
+    def deserialize(self, contents: bytes) -> bool:
+        self.contents = contents
+        return True
+
+    def serialize(self) -> bytes:
+        return self.contents + b"kernel "
+
+
+class Library:
+    """TensorRT 10.3, as far as running goes; with `rtx`, TensorRT-RTX.
+
+    Attributes:
+        refusing: name of the call that fails.
+        outputs: shapes that the engine computes.
+        read: the plan that was loaded.
+    """
+
+    __version__ = "10.3.0"
+    EngineValidity = SimpleNamespace(VALID=0, INVALID=2)
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
+
+    class ILogger:
+        ERROR, INFO = 1, 3
+
+    def __init__(self, *, rtx: bool = False) -> None:
+        self.__name__ = "tensorrt_rtx" if rtx else "tensorrt"
+        self.refusing = ""
+        self.contexts: list[Context] = []
+        self.outputs: dict[str, tuple[int, ...]] = {}
+        self.read = b""
+        self.settings: Any = None
+        self._rtx = rtx
+        if rtx:
+            self.IRuntimeCache = Cache
+
+    def Runtime(self, log: Any) -> Any:  # noqa: N802 - the library's name
+        if self.refusing == "Runtime":
+            raise TypeError("factory function returned nullptr")
+
+        def deserialize(contents: mmap.mmap) -> Any:
+            self.read = contents[:]
+            if self.refusing == "deserialize_cuda_engine":
+                log.log(Library.ILogger.ERROR, "Serialization assertion failed")
+                return None
+            return SimpleNamespace(
+                device_memory_size_v2=SCRATCH,
+                create_execution_context=self._context,
+                create_runtime_config=self._config,
+            )
+
+        runtime = SimpleNamespace(deserialize_cuda_engine=deserialize)
+        if self._rtx:
+            invalid = self.refusing == "get_engine_validity"
+            runtime.get_engine_validity = lambda _: (Library.EngineValidity.INVALID if invalid else 0, 0)
+        return runtime
+
+    def _context(self, settings: Any) -> Context | None:
+        self.settings = settings
+        if self.refusing == "create_execution_context":
+            return None
+        return CapturableContext(self) if self._rtx else Context(self)
+
+    def _config(self) -> Any:
+        config = SimpleNamespace(create_runtime_cache=Cache)
+        config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "strategy", strategy)
+        config.set_runtime_cache = lambda cache: setattr(config, "cache", cache)
+        return config
+
+
+class Loaded(NamedTuple):
+    library: Library
+    load: Callable[[], LoadedEngine]
+    bundle: Path
+    record: EngineRecord
+
+    @property
+    def compiled(self) -> Path:
+        return self.bundle / "engines" / "rtx-40" / "denoiser.cache"
+
+
+@pytest.fixture(params=[False, True], ids=["tensorrt", "rtx"])
+def loaded(request: pytest.FixtureRequest, fp16_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Loaded:
+    library = Library(rtx=request.param)
+    monkeypatch.setattr(lladav.engines.library, "_logs", {})
+    monkeypatch.setattr(lladav.engines.execution, "load_library", lambda _: library)
+    plan = fp16_bundle / "engines" / "rtx-40" / "denoiser.plan"
+    plan.parent.mkdir(parents=True)
+    plan.write_bytes(PLAN)
+    bundle = Bundle.open(fp16_bundle)
+    record = EngineRecord(
+        graph="denoiser",
+        target="rtx-40",
+        precision="fp16",
+        library="tensorrt_rtx" if request.param else "tensorrt",
+        library_version="10.3.0",
+        compute_capability="8.9",
+        device="",
+        bundle=bundle.manifest.sha256,
+        profiles=graph_profiles(bundle.manifest)["denoiser"],
+        activations=(),
+        plan=FileEntry(path="engines/rtx-40/denoiser.plan", bytes=len(PLAN), sha256=hashlib.sha256(PLAN).hexdigest()),
+    )
+    return Loaded(library, lambda: load_plan(record, bundle, STREAM), fp16_bundle, record)
+
+
+def step_tensors(bundle: Path, **changes: int) -> dict[str, Placed]:
+    """A step's tensors at made-up addresses; empty ones have none."""
+    sizes = {"batch": 1, "window": 32, "past": 64, "keys": 96, "rows": 32, "kept": 0, **changes}
+    spec = Bundle.open(bundle).manifest.graphs["denoiser"]
+    tensors = {}
+    for number, tensor in enumerate((*spec.inputs, *spec.outputs), start=1):
+        shape = tuple(size if isinstance(size, int) else sizes[size] for size in tensor.shape)
+        tensors[tensor.name] = Placed(0 if 0 in shape else 256 * number, shape)
+    return tensors
+
+
+def bind(loaded: Loaded, **changes: int) -> tuple[LoadedEngine, Any]:
+    tensors = step_tensors(loaded.bundle, **changes)
+    loaded.library.outputs = {name: tensor.shape for name, tensor in tensors.items()}
+    engine = loaded.load()
+    return engine, engine.bind(tensors, profile="step", scratch=1 << 30)
+
+
+def test_pass_is_bound_and_run(loaded: Loaded) -> None:
+    engine, bound = bind(loaded)
+    assert loaded.library.read == PLAN
+    assert (engine.weights, engine.scratch) == (len(PLAN), SCRATCH)
+    calls = loaded.library.contexts[0].calls
+    tensors = step_tensors(loaded.bundle)
+    assert calls[0] == ("set_optimization_profile_async", 1, STREAM)
+    assert ("set_input_shape", "inputs_embeds", (1, 32, 32)) in calls
+    addresses = {call[1]: call[2] for call in calls if call[0] == "set_tensor_address"}
+    assert addresses.keys() == tensors.keys()
+    assert all(addresses[name] == tensor.address for name, tensor in tensors.items() if tensor.address)
+    assert all(addresses.values())
+    assert ("set_device_memory", 1 << 30, SCRATCH) in calls
+    assert not any(call[0] == "execute_async_v3" for call in calls)
+    assert bound.capturable
+    bound.enqueue()
+    assert calls[-1] == ("execute_async_v3", STREAM)
+
+
+def test_memory_of_contexts_is_ours(loaded: Loaded) -> None:
+    bind(loaded)
+    settings = loaded.library.settings
+    assert (settings if isinstance(settings, str) else settings.strategy) == "user managed"
+
+
+def test_shape_of_no_profile(loaded: Loaded) -> None:
+    with pytest.raises(
+        BackendError, match=r"past_key_values.0.key of shape .*: step takes \(1 to 2, 2, 64 to 128, 16\)"
+    ):
+        bind(loaded, past=32)
+    assert not loaded.library.contexts
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("create_execution_context", "refuses to prepare step"),
+        ("set_optimization_profile_async", "refuses the profile step"),
+        ("set_input_shape", "refuses inputs_embeds of shape"),
+        ("set_tensor_address", "refuses the address of inputs_embeds"),
+        ("infer_shapes", "refuses step without rows"),
+        ("get_tensor_shape", r"refuses logits of shape .*, which is \(0,\) in step"),
+    ],
+)
+def test_library_that_refuses_to_bind(loaded: Loaded, call: str, said: str) -> None:
+    loaded.library.refusing = call
+    with pytest.raises(BackendError, match=said) as caught:
+        bind(loaded)
+    assert "engines/rtx-40/denoiser.plan" in caught.value.what
+
+
+def test_library_that_refuses_to_run(loaded: Loaded) -> None:
+    _, bound = bind(loaded)
+    loaded.library.refusing = "execute_async_v3"
+    with pytest.raises(BackendError, match="refuses to run step"):
+        bound.enqueue()
+
+
+def test_plan_that_the_library_does_not_load(loaded: Loaded) -> None:
+    loaded.library.refusing = "deserialize_cuda_engine"
+    with pytest.raises(
+        EngineError, match=r"does not load .*denoiser.plan, .* Serialization assertion failed"
+    ) as caught:
+        loaded.load()
+    assert caught.value.cure == f"lladav build {loaded.bundle} --target rtx-40"
+
+
+def test_truncated_plan(loaded: Loaded) -> None:
+    (loaded.bundle / loaded.record.plan.path).write_bytes(PLAN[:-1])
+    with pytest.raises(EngineError, match="has 26 bytes instead of 27"):
+        loaded.load()
+    assert loaded.library.read == b""
+
+
+def test_library_without_a_gpu(loaded: Loaded) -> None:
+    loaded.library.refusing = "Runtime"
+    with pytest.raises(EngineError, match="cannot run here: factory function returned nullptr"):
+        loaded.load()
+
+
+def test_library_that_is_missing(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setitem(__import__("sys").modules, loaded.record.library, None)
+    with pytest.raises(EngineError, match="cannot be imported") as caught:
+        load_plan(loaded.record, Bundle.open(loaded.bundle), STREAM)
+    assert "pip install" in caught.value.cure
+
+
+@rtx_only
+def test_rtx_says_what_is_valid_and_capturable(loaded: Loaded) -> None:
+    loaded.library.refusing = "is_stream_capturable"
+    assert not bind(loaded)[1].capturable
+    loaded.library.refusing = "get_engine_validity"
+    with pytest.raises(EngineError, match="is not valid on this machine"):
+        loaded.load()
+    assert loaded.library.settings.dynamic_shapes_kernel_specialization_strategy == "eager"
+
+
+@pytest.mark.parametrize("loaded", [False], indirect=True, ids=["tensorrt"])
+def test_tensorrt_compiles_nothing_that_could_be_kept(loaded: Loaded) -> None:
+    engine, _ = bind(loaded)
+    engine.keep_compiled()
+    assert not loaded.compiled.exists()
+
+
+@pytest.mark.usefixtures("rtx")
+def test_real_library_says_that_there_is_no_gpu(built_bundle: Path) -> None:
+    if describe("tensorrt_rtx").gpu:
+        pytest.skip("here is a GPU")
+    record = read_records(built_bundle, "rtx-40")[0]
+    with pytest.raises(EngineError, match=r"does not load .*connector.plan, .* is not valid on this machine"):
+        load_plan(record, Bundle.open(built_bundle), STREAM)
+
+
+@rtx_only
+def test_what_was_compiled_is_kept_for_the_next_process(loaded: Loaded) -> None:
+    engine, _ = bind(loaded)
+    engine.keep_compiled()
+    assert loaded.compiled.read_bytes() == b"kernel "
+    again, _ = bind(loaded)
+    again.keep_compiled()
+    assert loaded.compiled.read_bytes() == b"kernel kernel "
+    assert [path.name for path in loaded.compiled.parent.iterdir() if path.name.startswith(".")] == []
+
+
+@rtx_only
+def test_bundle_that_cannot_be_written_compiles_again(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:
+        raise EngineError("read-only", cure="none")
+
+    engine, _ = bind(loaded)
+    monkeypatch.setattr(lladav.engines.execution, "staged_file", refuse)
+    engine.keep_compiled()
+    assert not loaded.compiled.exists()
