@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,13 @@ class Piece:
         return dict(zip(self.outputs, results, strict=True))
 
 
+class LinearInput(NamedTuple):
+    """What a linear layer multiplies: the name of the value, and its channels."""
+
+    value: str
+    channels: int
+
+
 class GraphPieces:
     """One of a bundle's graphs, by scope: the part of a node's name before the first slash.
 
@@ -100,10 +107,10 @@ class GraphPieces:
         """In the order in which they are computed; a graph without scopes has the empty one."""
         return tuple(self._scopes)
 
-    def linear_inputs(self) -> dict[str, str]:
-        """Names of the values that linear layers multiply, by the layer's name in the checkpoint.
+    def linear_inputs(self) -> dict[str, LinearInput]:
+        """What linear layers multiply, by the layer's name in the checkpoint.
 
-        They are the values of the model itself, before the cast and the headroom that a narrow
+        These are the values of the model itself, before the cast and the headroom that a narrow
         type asks for.
         """
         nodes = self._model.graph.node
@@ -114,7 +121,8 @@ class GraphPieces:
                 value = node.input[0]
                 while (maker := makers.get(value)) and (maker.op_type == "Cast" or maker.name.endswith("/shrink")):
                     value = maker.input[0]
-                found[node.input[1].removesuffix(".weight")] = value
+                weight = self._initializers[node.input[1]]
+                found[weight.name.removesuffix(".weight")] = LinearInput(value, weight.dims[0])
         return found
 
     def piece(self, scope: str = "", shown: Collection[str] = ()) -> Piece:
