@@ -22,9 +22,10 @@ from lladav.export.exporter import export
 from lladav.manifest import Precision
 from lladav.runtime import GenerationConfig, Pipeline
 from lladav.runtime.config import Schedule
-from lladav.runtime.denoise import DenoisingLoop, Request, Turn
+from lladav.runtime.denoise import DenoisingLoop, Turn
 from lladav.runtime.embedding import merge_prompt
 from lladav.runtime.images import open_image, preprocess
+from lladav.runtime.loop import Request
 from lladav.runtime.presets import resolve
 
 # Where the golden set says that a case is exact, every decision has a margin of at least this

@@ -18,9 +18,10 @@ from lladav.export.streamed_reference import StreamedReference
 from lladav.export.verification import TOLERANCES, Row
 from lladav.manifest import SpecialTokens
 from lladav.runtime.config import GenerationConfig, Schedule
-from lladav.runtime.denoise import DenoisingLoop, Request, Turn
+from lladav.runtime.denoise import DenoisingLoop, Turn
 from lladav.runtime.denoiser import Denoiser
 from lladav.runtime.embedding import EmbeddingTable
+from lladav.runtime.loop import Request
 from lladav.runtime.presets import resolve
 from lladav.runtime.results import StepEvent
 
@@ -91,7 +92,6 @@ class _ComparedLoop(DenoisingLoop):
     ) -> None:
         super().__init__(denoiser, table, tokens, request)
         self._model = model
-        self._suppressed = list(tokens.suppressed)
 
     def row(self, event: StepEvent, relative: float) -> Row:
         """The comparison of the step that was just done."""
@@ -113,7 +113,7 @@ class _ComparedLoop(DenoisingLoop):
         asked = turn.computed[turn.computed < length]
         self._error = float(np.abs(logits[turn.number, rows[: len(asked)]] - theirs[asked]).max())
         self._magnitude = float(np.abs(theirs).max())
-        theirs[:, self._suppressed] = -np.inf
+        theirs[:, list(self._suppressed)] = -np.inf
         self._logits = theirs
         super()._evaluate(turn, logits, rows)
 

@@ -39,10 +39,12 @@ class Backend(Protocol):
     Attributes:
         name: as it is chosen: `cpu`, `ort-cuda`, `tensorrt` or `tensorrt-rtx`.
         setup: what else decides how long passes take, such as the number of threads.
+        sequences: most that are computed side by side; None is any number.
     """
 
     name: str
     setup: str
+    sequences: int | None
 
     def denoiser(self, table: EmbeddingTable) -> WindowMaker:
         """Loads the denoiser.
@@ -68,6 +70,7 @@ class CpuBackend:
     """
 
     name = "cpu"
+    sequences: int | None = None
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self._bundle = bundle

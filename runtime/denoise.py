@@ -14,39 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from lladav.errors import BackendError, OptionError
-from lladav.manifest import MASK_DISTANCE, SpecialTokens
+from lladav.errors import BackendError
+from lladav.manifest import SpecialTokens
 from lladav.runtime.canvas import Canvas
-from lladav.runtime.config import GenerationConfig, Schedule
 from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.evaluation import Sampling
+from lladav.runtime.loop import Loop, Request
 from lladav.runtime.pacing import Pacer, PassTimes, pass_key
-from lladav.runtime.presets import Knobs
-from lladav.runtime.results import FinishReason, PassKind, StepEvent
+from lladav.runtime.results import PassKind, StepEvent
 from lladav.runtime.selectors import Scores
-from lladav.runtime.template import Restriction, Template
+from lladav.runtime.template import Restriction
 from lladav.runtime.window import WindowMaker
-
-
-@dataclass(frozen=True)
-class Request:
-    """How answers are to be made, with everything in token ids.
-
-    Attributes:
-        prompts: `[P, D]` float32 rows of each merged prompt; all are answered side by side.
-        knobs: from `presets.resolve`.
-        stops: sequences of ids that end the answer, in the order they are looked for.
-        suffix: ids pinned behind the canvas.
-        template: what the canvas is given as, or None.
-    """
-
-    prompts: tuple[np.ndarray, ...]
-    schedule: Schedule
-    config: GenerationConfig
-    knobs: Knobs
-    stops: tuple[tuple[int, ...], ...] = ()
-    suffix: tuple[int, ...] = ()
-    template: Template | None = None
 
 
 @dataclass(frozen=True)
@@ -68,48 +46,30 @@ class Turn:
     computed: np.ndarray
 
 
-class DenoisingLoop:
-    """Iterates over passes; each gives one event per canvas, None for those that are finished.
+class DenoisingLoop(Loop):
+    """The loop that decides on the host.
 
-    Attributes:
-        canvases: one per prompt.
+    Args:
+        maker, table, tokens, request, times: see `Loop`.
+        pacer: keeps a deadline.
     """
 
     def __init__(
         self,
-        denoiser: WindowMaker,
+        maker: WindowMaker,
         table: EmbeddingTable,
         tokens: SpecialTokens,
         request: Request,
         times: PassTimes | None = None,
         pacer: Pacer | None = None,
     ) -> None:
-        self._request = request
-        self._table = table
-        self._times = times or PassTimes()
+        super().__init__(maker, table, tokens, request, times or PassTimes())
         self._pacer = pacer
-        self._selector = request.knobs.make_selector()
-        self._scheduled = request.knobs.selector == "fixed"
-        mask_row = table.gather([tokens.mask])
-        self.canvases = [
-            Canvas(
-                request.schedule,
-                tokens,
-                vocab_rows=table.rows,
-                prompt_masks=_masks_inside(prompt, mask_row) - len(prompt),
-                stops=request.stops,
-                template=request.template,
-                adaptive=not self._scheduled,
-            )
-            for prompt in request.prompts
-        ]
-        self._guided = request.config.cfg_scale > 0
-        self._lay_out(denoiser, mask_row)
         # A generator for every answer, so that it does not depend on what it is computed beside.
         self._draws = [np.random.default_rng(request.config.seed) for _ in self.canvases]
         self._evaluator = self._window.evaluator(
             Sampling(
-                suppressed=tokens.suppressed + (tokens.mask_aliases if request.knobs.forbid_mask else ()),
+                suppressed=self._suppressed,
                 temperature=request.config.temperature,
                 cfg_scale=request.config.cfg_scale,
                 seed=request.config.seed,
@@ -117,43 +77,7 @@ class DenoisingLoop:
             ),
             self._draws,
         )
-        self._step = 0
         self._committed = 0
-        self._out_of_time = False
-
-    def _lay_out(self, denoiser: WindowMaker, mask_row: np.ndarray) -> None:
-        """Fills the input rows: prompts, and for guidance as many prompts of masks."""
-        request, length = self._request, self._request.schedule.gen_length
-        prompt_rows = sum(len(canvas.positions) - length for canvas in self.canvases)
-        self._window = window = denoiser.window(
-            [len(prompt) for prompt in request.prompts] * (2 if self._guided else 1),
-            length + len(request.suffix),
-            length + prompt_rows,
-            cached=request.knobs.refresh_interval != 1 or self._pacer is not None,
-        )
-        window.owner = self
-        answer = np.concatenate((self.canvases[0].ids, np.array(request.suffix, np.int64)))
-        for number, prompt in enumerate(request.prompts):
-            window.place_prompt(number, prompt)
-            if self._guided:
-                window.place_prompt(len(request.prompts) + number, mask_row)
-        for sequence in range(window.size[0]):
-            window.place(sequence, window.canvas_start + np.arange(len(answer)), answer)
-
-    def finish_reason(self, number: int = 0) -> FinishReason:
-        """Why an answer ended."""
-        if self._out_of_time:
-            return "deadline"
-        return "stop" if self.canvases[number].stop is not None else "length"
-
-    def prompt_tokens(self, number: int = 0) -> int:
-        """Positions of a prompt P."""
-        return len(self._request.prompts[number])
-
-    def answer_ids(self, number: int = 0) -> tuple[int, ...]:
-        """Ids up to the stop, then the suffix."""
-        canvas = self.canvases[number]
-        return (*canvas.ids[: canvas.stop].tolist(), *self._request.suffix)
 
     def __iter__(self) -> Iterator[tuple[StepEvent | None, ...]]:
         quotas = [canvas.quotas() for canvas in self.canvases]
@@ -164,16 +88,8 @@ class DenoisingLoop:
             yield self._denoise(due)
 
     def _denoise(self, due: list[int | None]) -> tuple[StepEvent | None, ...]:
-        """One pass, and what it commits on every unfinished canvas.
-
-        Raises:
-            OptionError: the buffers serve another answer by now.
-        """
-        if self._window.owner is not self:
-            raise OptionError(
-                f"this answer was interrupted by another one of the same pipeline after {self._step} passes",
-                cure="finish a stream, or drop it, before asking again; or load a second pipeline",
-            )
+        """One pass, and what it commits on every unfinished canvas."""
+        self._claim()
         began = perf_counter()
         kind, last = self._plan()
         turns = [self._turn(number, quota, kind, last) for number, quota in enumerate(due) if quota is not None]
@@ -194,15 +110,14 @@ class DenoisingLoop:
             done.append((turn, chosen, forced))
         ms = (perf_counter() - began) * 1e3
         for turn, chosen, forced in done:
-            events[turn.number] = self._event(turn, kind, chosen, forced, ms, graph_ms)
+            events[turn.number] = self._event(turn.canvas, kind, chosen, forced, ms, graph_ms)
         self._times.add(pass_key(kind, self._window.size), ms)
         self._step += 1
         return tuple(events)
 
     def _plan(self) -> tuple[PassKind, bool]:
         """The kind of the next pass, and whether it is the last one before the deadline."""
-        interval = self._request.knobs.refresh_interval
-        due: PassKind = "refresh" if self._step == 0 or (interval and self._step % interval == 0) else "step"
+        due = self._kind(self._step)
         if self._pacer is None:
             return due, False
         pace = self._committed / self._step if self._step else 0.0
@@ -314,29 +229,3 @@ class DenoisingLoop:
             inside = rows[rows >= canvas.length]
             prompt = len(self._request.prompts[number])
             self._window.place(number, prompt + canvas.positions[inside], canvas.tokens[inside])
-
-    def _event(
-        self, turn: Turn, kind: PassKind, chosen: np.ndarray, forced: np.ndarray, ms: float, graph_ms: float
-    ) -> StepEvent:
-        canvas = turn.canvas
-        decided = np.concatenate((chosen, forced))
-        return StepEvent(
-            step=self._step,
-            kind=kind,
-            block=canvas.block,
-            positions=tuple(canvas.positions[decided].tolist()),
-            tokens=tuple(canvas.tokens[decided].tolist()),
-            confidences=tuple(canvas.confidences[decided].tolist()),
-            canvas=tuple(canvas.ids.tolist()),
-            provisional=canvas.provisional(),
-            holes=canvas.settled_holes(),
-            masks_left=canvas.masks_left,
-            forced=len(forced),
-            ms=ms,
-            graph_ms=graph_ms,
-        )
-
-
-def _masks_inside(prompt: np.ndarray, mask_row: np.ndarray) -> np.ndarray:
-    """Positions of a prompt `[P, D]` that hold the mask's embedding, `[n]` int64."""
-    return np.flatnonzero((np.abs(prompt - mask_row) < MASK_DISTANCE).all(axis=1))

@@ -10,9 +10,12 @@ import numpy as np
 
 from lladav.bundle import Bundle
 from lladav.errors import BundleError
-from lladav.manifest import Manifest
+from lladav.manifest import Manifest, SpecialTokens
+from lladav.runtime.denoise import DenoisingLoop
 from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.evaluation import HostEvaluator, Sampling
+from lladav.runtime.loop import Request
+from lladav.runtime.pacing import Pacer, PassTimes
 from lladav.runtime.sessions import NUMPY_TYPES, PADDED, BoundPass, open_session
 from lladav.runtime.window import Size, window_size
 
@@ -48,6 +51,12 @@ class Denoiser:
         self._window.lay_out(prompts, canvas)
         self._window.owner = None
         return self._window
+
+    def loop(
+        self, tokens: SpecialTokens, request: Request, times: PassTimes, pacer: Pacer | None = None
+    ) -> DenoisingLoop:
+        """See `WindowMaker`."""
+        return DenoisingLoop(self, self._table, tokens, request, times, pacer)
 
 
 class HostWindow:

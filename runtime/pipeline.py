@@ -17,9 +17,9 @@ from lladav.runtime.backend import Backend, CpuBackend
 from lladav.runtime.clock import Clock
 from lladav.runtime.config import GenerationConfig, generation_config
 from lladav.runtime.deadline import DeadlineKeeper
-from lladav.runtime.denoise import DenoisingLoop, Request
 from lladav.runtime.embedding import EmbeddingTable, merge_prompt
 from lladav.runtime.images import MAX_PIXELS, Aspect, Source
+from lladav.runtime.loop import Loop, Request
 from lladav.runtime.pacing import FINISH, Pacer, PassTimes
 from lladav.runtime.pictures import FEATURE_CACHE_BYTES, PictureReader
 from lladav.runtime.prompt import ChatTokenizer, Message
@@ -198,6 +198,8 @@ class Pipeline:
         if batch < 1:
             raise OptionError(f"a batch of {batch} answers nothing", cure="pass 1 or more")
         plan = self._encoder.plan(config)
+        if self.backend.sequences is not None:
+            batch = min(batch, max(1, self.backend.sequences // (2 if config.cfg_scale > 0 else 1)))
         return self._batches([questions[i : i + batch] for i in range(0, len(questions), batch)], plan)
 
     def _batches(self, batches: Sequence[Sequence[Question]], plan: Plan) -> Iterator[Answer]:
@@ -299,7 +301,7 @@ class Pipeline:
         """Positions of the prompt after `merge_prompt`, which cuts only prompts with pictures."""
         return min(asked.positions, self.bundle.manifest.max_prompt) if asked.pictures else asked.positions
 
-    def _loop(self, asked: Sequence[Asked], plan: Plan, pacer: Pacer | None) -> DenoisingLoop:
+    def _loop(self, asked: Sequence[Asked], plan: Plan, pacer: Pacer | None) -> Loop:
         prompts, shared = [], dict[bytes, Floats]()
         for one in asked:
             rows, one.reused = self.pictures.rows(one.pictures, one.clock, shared)
@@ -308,9 +310,9 @@ class Pipeline:
         request = Request(
             tuple(prompts), plan.schedule, plan.config, plan.knobs, asked[0].stops, plan.suffix, plan.template
         )
-        return DenoisingLoop(self.denoiser, self.table, self.bundle.manifest.tokens, request, self.times, pacer)
+        return self.denoiser.loop(self.bundle.manifest.tokens, request, self.times, pacer)
 
-    def _answer(self, asked: Asked, plan: Plan, loop: DenoisingLoop, number: int, steps: list[StepEvent]) -> Answer:
+    def _answer(self, asked: Asked, plan: Plan, loop: Loop, number: int, steps: list[StepEvent]) -> Answer:
         canvas = loop.canvases[number]
         with asked.clock.stage("detokenize"):
             ids = loop.answer_ids(number)

@@ -8,14 +8,18 @@ answer; position ids count real positions only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from lladav.errors import OptionError, PromptError
-from lladav.manifest import Buckets
+from lladav.manifest import Buckets, SpecialTokens
 from lladav.runtime.evaluation import Evaluator, Sampling
 from lladav.runtime.sessions import smallest_fitting
+
+if TYPE_CHECKING:
+    from lladav.runtime.loop import Loop, Request
+    from lladav.runtime.pacing import Pacer, PassTimes
 
 Size = tuple[int, int, int]
 """Sequences B, prompt bucket and canvas bucket."""
@@ -77,6 +81,13 @@ class WindowMaker(Protocol):
         Raises:
             PromptError: no prompt bucket is large enough.
             OptionError: no canvas bucket is large enough.
+        """
+
+    def loop(self, tokens: SpecialTokens, request: Request, times: PassTimes, pacer: Pacer | None = None) -> Loop:
+        """The loop over the passes of a request.
+
+        Raises:
+            PromptError, OptionError: as `window`.
         """
 
 
