@@ -159,8 +159,8 @@ def _state(target: Path) -> Path:
 
 def _files(bundle: Bundle, inputs: Sequence[str | Path]) -> tuple[Observer, CalibrationRun]:
     files = find_inputs([Path(path) for path in inputs])
-    run = CalibrationRun(sources=tuple(source_file(file) for file in files), count=len(files), asked=None)
-    return FileObserver(bundle, files), run
+    observer = FileObserver(bundle, files)
+    return observer, CalibrationRun(sources=tuple(map(source_file, files)), count=len(files), asked=None)
 
 
 def _questions(
@@ -181,20 +181,21 @@ def _questions(
         refresh_interval=config.refresh_interval,
     )
     shown = dict.fromkeys(question.picture for question in questions if question.picture)
-    run = CalibrationRun(sources=tuple(source_file(path) for path in shown), count=len(questions), asked=asked)
+    run = CalibrationRun(sources=tuple(map(source_file, shown)), count=len(questions), asked=asked)
     return QuestionObserver(bundle, questions, asked, saved), run
 
 
 def _observe_all(observer: Observer, header: Header, target: Path, force: bool, progress: Progress) -> Statistics:
     state = _state(target)
-    found = _unfinished(state, header, force) or Statistics(header, {})
+    channels = {tensor: count for graph in observer.graphs.values() for tensor, count in graph.channels.items()}
+    found = _unfinished(state, header, force) or Statistics.empty(header, channels)
     collector = Collector(observer.conditions, found.arrays)
     progress.start("calibrate", header.run.count * observer.passes)
     progress.advance(found.header.done * observer.passes)
     try:
         for number in range(found.header.done, header.run.count):
             observer.observe(number, collector, progress.advance)
-            found = Statistics(header.model_copy(update={"done": number + 1}), collector.arrays)
+            found = Statistics(header.model_copy(update={"done": number + 1}), found.arrays)
             found.write(state)
         refuse_constant(found)
     except CalibrationError:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lladav.errors import CalibrationError
-from lladav.statistics import BINS, Condition, Statistics, bin_numbers, empty_arrays
+from lladav.statistics import BINS, Condition, Statistics, bin_numbers
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -23,19 +23,15 @@ class Collector:
 
     Args:
         conditions: of each graph.
-        arrays: those of an interrupted calibration, which is gone on with; see `Statistics.arrays`.
-
-    Attributes:
-        arrays: as in `Statistics`; they grow with the number of channels, not with what is seen.
+        arrays: of nothing yet, or of an interrupted calibration; see `Statistics.arrays`. They are
+            counted on in place, and do not grow.
     """
 
-    def __init__(
-        self, conditions: Mapping[str, Sequence[Condition]], arrays: Mapping[str, Array] | None = None
-    ) -> None:
+    def __init__(self, conditions: Mapping[str, Sequence[Condition]], arrays: Mapping[str, Array]) -> None:
         self._numbers = {
             graph: {condition: number for number, condition in enumerate(own)} for graph, own in conditions.items()
         }
-        self.arrays: dict[str, Array] = dict(arrays or {})
+        self._arrays = arrays
 
     def counting(self, graph: str, *rows: Sequence[Condition]) -> Callable[[str, Floats], None]:
         """What `ObservedGraph.run` takes: counts every activation of one pass.
@@ -65,9 +61,6 @@ class Collector:
             CalibrationError: a value is not a finite number.
         """
         numbers = np.array([self._numbers[graph][condition] for condition in conditions])
-        if f"{tensor}/absmax" not in self.arrays:
-            fresh = empty_arrays(len(self._numbers[graph]), values.shape[1])
-            self.arrays |= {f"{tensor}/{kind}": array for kind, array in fresh.items()}
         for number in np.unique(numbers):
             rows = np.flatnonzero(numbers == number)
             for start in range(0, len(rows), _ROWS):
@@ -75,7 +68,7 @@ class Collector:
 
     def _reduce(self, tensor: str, number: int, absolute: Floats) -> None:
         largest, square_sum, histogram = (
-            self.arrays[f"{tensor}/{kind}"][number] for kind in ("absmax", "square_sum", "histogram")
+            self._arrays[f"{tensor}/{kind}"][number] for kind in ("absmax", "square_sum", "histogram")
         )
         found = absolute.max(axis=0)
         if not np.isfinite(found).all():

@@ -13,7 +13,6 @@ from lladav.bundle import Bundle
 from lladav.calib.collector import Collector
 from lladav.calib.graph_inputs import graph_of, load_inputs
 from lladav.calib.observed_graph import ObservedGraph
-from lladav.errors import CalibrationError
 from lladav.runtime.sessions import PADDED
 from lladav.statistics import Condition
 
@@ -45,17 +44,11 @@ class FileObserver:
 
     def observe(self, number: int, collector: Collector, advance: Callable[[int], None]) -> None:
         """Counts one file: crops one by one, a window of the denoiser as it is."""
-        file = self._files[number]
-        graph, inputs = load_inputs(self._bundle, file)
-        try:
-            if graph == "denoiser":
-                self._observe_window(inputs, collector)
-            else:
-                self._observe_crops(graph, inputs, collector)
-        except RuntimeError as error:  # ONNX Runtime's own types
-            raise CalibrationError(
-                f"{graph} cannot be run on {file}: {error}", cure="check that the shapes fit one another"
-            ) from error
+        graph, inputs = load_inputs(self._bundle, self._files[number])
+        if graph == "denoiser":
+            self._observe_window(inputs, collector)
+        else:
+            self._observe_crops(graph, inputs, collector)
         advance(1)
 
     def _observe_crops(self, graph: str, inputs: dict[str, Array], collector: Collector) -> None:

@@ -113,8 +113,7 @@ def load_inputs(bundle: Bundle, file: Path) -> tuple[str, dict[str, Array]]:
     graph = graph_of(bundle, file)
     with _opened(file) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    for spec in bundle.manifest.graphs[graph].inputs:
-        _check(file, spec, arrays[spec.name])
+    _check(file, bundle.manifest.graphs[graph].inputs, arrays)
     return graph, {name: a.astype(np.float32) if a.dtype == np.float16 else a for name, a in arrays.items()}
 
 
@@ -128,16 +127,39 @@ def _opened(file: Path) -> Iterator[Any]:
         raise CalibrationError(f"{file} cannot be read: {error}", cure="save it again with numpy.savez") from error
 
 
-def _check(file: Path, spec: TensorSpec, array: Array) -> None:
-    kinds = {"int64": (np.int64,)}.get(spec.dtype, (np.float32, np.float16))
-    fits = array.ndim == len(spec.shape) and all(
-        isinstance(size, str) or size == have for size, have in zip(spec.shape, array.shape, strict=True)
-    )
-    if array.dtype not in kinds or not fits:
-        raise CalibrationError(
-            f"{file}: {spec.name} is {array.dtype} {list(array.shape)} instead of {spec.dtype} {list(spec.shape)}",
-            cure="see the inputs of the graph with `lladav inspect BUNDLE`",
+def _check(file: Path, specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> None:
+    """Types and sizes are those of the graph, and dimensions of one name are of one size."""
+    sizes: dict[int | str, int] = {}
+    for spec in specs:
+        array = arrays[spec.name]
+        kinds = (np.int64,) if spec.dtype == "int64" else (np.float32, np.float16)
+        expected = [size if isinstance(size, int) else sizes.get(size, size) for size in spec.shape]
+        fits = len(expected) == array.ndim and all(
+            isinstance(size, str) or size == have for size, have in zip(expected, array.shape, strict=True)
         )
+        if array.dtype not in kinds or not fits:
+            raise CalibrationError(
+                f"{file}: {spec.name} is {array.dtype} {list(array.shape)} instead of {spec.dtype} {expected}",
+                cure="see the inputs of the graph with `lladav inspect BUNDLE`",
+            )
+        sizes |= dict(zip(spec.shape, array.shape, strict=True))
+    if "keys" in sizes:
+        _check_window(file, arrays, sizes["keys"], sizes["past"], sizes["window"])
+
+
+def _check_window(file: Path, arrays: Mapping[str, Array], keys: int, past: int, window: int) -> None:
+    if keys != past + window:
+        raise CalibrationError(
+            f"{file}: attention_bias is for {keys} keys, and there are {past} of the past and {window} of the window",
+            cure="give every key a bias, those of the past first",
+        )
+    for name in ("rows", "kept"):
+        outside = arrays[name][(arrays[name] < 0) | (arrays[name] >= window)]
+        if len(outside):
+            raise CalibrationError(
+                f"{file}: {name} holds {outside[0]}, and the window has positions 0 to {window - 1}",
+                cure="count positions from the start of the window",
+            )
 
 
 def _few(names: set[str]) -> str:

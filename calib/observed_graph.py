@@ -24,25 +24,24 @@ class ObservedGraph:
         name: of one of its graphs.
 
     Attributes:
-        inputs: names of the graph's inputs.
         linears: see `statistics.GraphRecord`.
+        channels: of every tensor.
 
     Raises:
         CalibrationError: the graph has no linear layer whose weights are floating point.
     """
 
     def __init__(self, bundle: Bundle, name: str) -> None:
-        graph = bundle.manifest.graphs[name]
-        pieces = GraphPieces(bundle.file(graph.file))
-        values = pieces.linear_inputs()
-        if not values:
+        pieces = GraphPieces(bundle.file(bundle.manifest.graphs[name].file))
+        found = pieces.linear_inputs()
+        if not found:
             raise CalibrationError(
                 f"{bundle.path} has no linear layers with floating-point weights in its graph {name}",
                 cure="calibrate the bundle that was exported without --quantize",
             )
-        self.inputs = tuple(spec.name for spec in graph.inputs)
         self._tensors: dict[str, str] = {}
-        self.linears = {linear: self._tensors.setdefault(value, linear) for linear, value in values.items()}
+        self.linears = {linear: self._tensors.setdefault(seen.value, linear) for linear, seen in found.items()}
+        self.channels = {tensor: found[tensor].channels for tensor in self._tensors.values()}
         self._results = {inside: outside for outside, inside in pieces.results.items()}
         self._plan = []
         needed = set(self._results)

@@ -138,6 +138,12 @@ class Header(_Frozen):
     graphs: dict[str, GraphRecord]
     done: NonNegativeInt
 
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        """In the order of the file."""
+        tensors = (tensor for graph in self.graphs.values() for tensor in graph.tensors)
+        return tuple(f"{tensor}/{kind}" for tensor in tensors for kind in _ARRAYS)
+
 
 @dataclass(frozen=True)
 class Activations:
@@ -179,6 +185,22 @@ class Statistics:
     arrays: Mapping[str, npt.NDArray[Any]]
 
     @classmethod
+    def empty(cls, header: Header, channels: Mapping[str, int]) -> Statistics:
+        """Statistics of nothing yet.
+
+        Args:
+            header: what they will be of.
+            channels: of every tensor.
+        """
+        arrays = {
+            f"{tensor}/{kind}": array
+            for graph in header.graphs.values()
+            for tensor in graph.tensors
+            for kind, array in _zeros(len(graph.conditions), channels[tensor]).items()
+        }
+        return cls(header, arrays)
+
+    @classmethod
     def open(cls, path: str | Path) -> Statistics:
         """Reads the statistics of a finished calibration.
 
@@ -201,12 +223,7 @@ class Statistics:
         try:
             with zipfile.ZipFile(path) as archive:
                 header = Header.model_validate_json(archive.read(_HEADER))
-                arrays = {
-                    name: _read_array(archive, name)
-                    for graph in header.graphs.values()
-                    for tensor in graph.tensors
-                    for name in (f"{tensor}/{kind}" for kind in _ARRAYS)
-                }
+                arrays = {name: _read_array(archive, name) for name in header.array_names}
             _check_shapes(header, arrays)
         except FileNotFoundError as error:
             raise CalibrationError(f"{path} does not exist", cure=cure) from error
@@ -228,9 +245,9 @@ class Statistics:
         try:
             with zipfile.ZipFile(fresh, "w") as archive:
                 archive.writestr(zipfile.ZipInfo(_HEADER), self.header.model_dump_json(indent=1))
-                for name, array in self.arrays.items():
+                for name in self.header.array_names:
                     with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as stream:
-                        np.lib.format.write_array(stream, array, allow_pickle=False)
+                        np.lib.format.write_array(stream, self.arrays[name], allow_pickle=False)
             sync(fresh)
             fresh.replace(path)
             sync(path.parent)
@@ -315,8 +332,8 @@ def bin_edges() -> Floats:
     return (np.arange(_FIRST, _LAST + 1, dtype=np.uint32) << _SHIFT).view(np.float32)
 
 
-def empty_arrays(conditions: int, channels: int) -> dict[str, npt.NDArray[Any]]:
-    """The three arrays of a tensor of which nothing was seen yet, by their kinds."""
+def _zeros(conditions: int, channels: int) -> dict[str, npt.NDArray[Any]]:
+    """The three arrays of one tensor, by their kinds."""
     columns = {"absmax": channels, "square_sum": channels, "histogram": BINS}
     return {kind: np.zeros((conditions, columns[kind]), dtype) for kind, dtype in _ARRAYS.items()}
 
@@ -332,7 +349,7 @@ def _check_shapes(header: Header, arrays: Mapping[str, npt.NDArray[Any]]) -> Non
     for graph in header.graphs.values():
         for tensor in graph.tensors:
             channels = arrays[f"{tensor}/absmax"].shape[-1]
-            for kind, expected in empty_arrays(len(graph.conditions), channels).items():
+            for kind, expected in _zeros(len(graph.conditions), channels).items():
                 found = arrays[f"{tensor}/{kind}"]
                 if (found.shape, found.dtype) != (expected.shape, expected.dtype):
                     raise ValueError(f"{tensor}/{kind} is {found.dtype} {list(found.shape)}")

@@ -1,0 +1,313 @@
+"""Calibrations of the tiny model: the same as PyTorch sees, whole or not at all, and the same again."""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import Tensors, tiny_tensors, write_tiny_checkpoint
+
+from lladav.bundle import Bundle
+from lladav.calib import CalibrationConfig, calibrate
+from lladav.calib.observed_graph import ObservedGraph
+from lladav.calib.passes import passes_of
+from lladav.calib.questions import LEAST_PICTURES, PROMPTS, find_pictures, pair, read_prompts
+from lladav.errors import BackendError, BundleError, CalibrationError, ImageError, OptionError
+from lladav.export import ExportConfig, Progress, export
+from lladav.runtime import GenerationConfig, Message, Pipeline, StepEvent
+from lladav.runtime.embedding import merge_prompt
+from lladav.runtime.images import pixel_values
+from lladav.runtime.prompt import IMAGE_TOKEN, with_images
+from lladav.statistics import Condition, Statistics
+
+Calibrated = tuple[Path, Statistics]
+
+SHORT = CalibrationConfig(gen_length=8, steps=4, refresh_interval=2, limit=2)
+"""Two questions of four passes."""
+
+
+@pytest.fixture(scope="module")
+def done(tiny_bundle: Path, pictures: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Calibrated:
+    """A finished calibration."""
+    output = tmp_path_factory.mktemp("done") / "done.npz"
+    return output, calibrate(tiny_bundle, output, images=pictures, prompts=prompts, config=SHORT)
+
+
+class Reference:
+    """Inputs of PyTorch's linear layers, by layer and condition."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        torch = pytest.importorskip("torch")
+        from lladav.export.reference import LladaV
+
+        self.model = LladaV(bundle.manifest.geometry).requires_grad_(False)
+        state = self.model.state_dict()
+        stored = {
+            name: torch.from_numpy(tensor[: len(state[name])])
+            for name, tensor in tiny_tensors(0).items()
+            if name in state
+        }
+        self.model.load_state_dict(stored)
+        self.inputs: dict[str, np.ndarray] = {}
+        self.seen: dict[tuple[str, Condition], list[np.ndarray]] = defaultdict(list)
+        for name, module in self.model.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_pre_hook(self._hook(name))
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def hook(_: object, inputs: tuple[object, ...]) -> None:
+            self.inputs[name] = np.asarray(inputs[0]).reshape(-1, np.shape(inputs[0])[-1])
+
+        return hook
+
+    def crop(self, pixels: np.ndarray, condition: Condition) -> None:
+        import torch
+
+        self.inputs.clear()
+        self.model.image_features(torch.from_numpy(pixels))
+        for name, values in self.inputs.items():
+            self.seen[name, condition].append(values)
+
+    def refresh(
+        self, prompt: np.ndarray, ids: np.ndarray, canvas: np.ndarray, masked: np.ndarray, ratio: float
+    ) -> None:
+        import torch
+
+        self.inputs.clear()
+        self.model(torch.from_numpy(np.concatenate((prompt, canvas)))[None])
+        where = np.array(["image" if i == IMAGE_TOKEN else "text" for i in ids] + ["canvas"] * len(canvas))
+        last = f"model.layers.{self.model.geometry.language.layers - 1}"
+        wanted = len(prompt) + masked
+        for name, values in self.inputs.items():
+            # Of the last layer only keys and values are computed for all rows, by the graph.
+            partial = name == "lm_head" or (name.startswith(last) and "k_proj" not in name and "v_proj" not in name)
+            rows = wanted if partial else np.arange(len(values))
+            for place in np.unique(where[rows]):
+                condition = Condition(kind="refresh", where=place, mask_ratio=ratio)
+                self.seen[name, condition].append(values[rows[where[rows] == place]])
+
+
+def test_statistics_are_those_of_pytorch(tiny_bundle: Path, pictures: Path, prompts: Path, tmp_path: Path) -> None:
+    config = CalibrationConfig(gen_length=8, steps=8, refresh_interval=1, limit=2, seed=3)
+    statistics = calibrate(tiny_bundle, tmp_path / "s.npz", images=pictures, prompts=prompts, config=config)
+    pipe = Pipeline.load(tiny_bundle)
+    reference = Reference(pipe.bundle)
+    answer = GenerationConfig(preset="quality", gen_length=8, steps=8, refresh_interval=1, stop=())
+    for question in pair(find_pictures(pictures), read_prompts(prompts), config.limit, config.seed):
+        assert question.picture is not None
+        for number, crop in enumerate(pipe.pictures.picture(question.picture, "anyres").crops):
+            reference.crop(pixel_values(crop[None]), Condition(kind="crop" if number else "base"))
+        ids = pipe.tokenizer.chat([Message("user", with_images(question.prompt, 1))])
+        rows, kinds = merge_prompt(
+            ids, pipe.table, [pipe.image_rows(question.picture)], pipe.bundle.manifest.max_prompt
+        )
+        steps = pipe.stream(question.prompt, images=[question.picture], config=answer)
+        events = [event for event in steps if isinstance(event, StepEvent)]
+        for one in passes_of(events, pipe.bundle.manifest.tokens.mask):
+            reference.refresh(rows, kinds, pipe.table.gather(one.canvas), one.masked, one.mask_ratio)
+    assert {name for name, _ in reference.seen} == set(statistics.linears)
+    for (name, condition), parts in reference.seen.items():
+        values = np.concatenate(parts)
+        found = statistics.of(name, lambda c, condition=condition: c == condition)
+        assert found.rows == len(values)
+        scale = np.abs(values).max()
+        np.testing.assert_allclose(found.absmax, np.abs(values).max(axis=0), atol=1e-4 * scale, err_msg=name)
+        mean_square = np.square(values, dtype=np.float64).mean(axis=0)
+        np.testing.assert_allclose(found.mean_square, mean_square, atol=1e-4 * scale**2, err_msg=name)
+        assert found.histogram.sum() == values.size
+        exact = float(np.percentile(np.abs(values), 90, method="inverted_cdf"))
+        assert 0.999 * exact <= found.percentile(90) <= 1.126 * exact
+
+
+def test_ranges_do_not_depend_on_the_precision(
+    tiny_checkpoint: Path, done: Calibrated, pictures: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """The headroom of float16 and its casts are no part of what a linear layer multiplies."""
+    half = export(tiny_checkpoint, tmp_path / "half", ExportConfig(dtype="fp16", verify=False)).path
+    found = calibrate(half, tmp_path / "half.npz", images=pictures, prompts=prompts, config=SHORT)
+    found.check(Bundle.open(half).manifest)
+    for name in done[1].linears:
+        np.testing.assert_allclose(found.of(name).percentile(99), done[1].of(name).percentile(99), rtol=0.15)
+
+
+def test_every_condition_is_met_by_default(tiny_bundle: Path, prompts: Path, tmp_path: Path) -> None:
+    config = CalibrationConfig(gen_length=16, limit=1)
+    statistics = calibrate(tiny_bundle, tmp_path / "s.npz", prompts=prompts, config=config)
+    record = statistics.header.graphs["denoiser"]
+    seen = {c for c, rows in zip(record.conditions, statistics.rows("denoiser"), strict=True) if rows}
+    assert seen == {condition for condition in record.conditions if condition.where != "image"}
+
+
+def test_questions_about_no_picture_leave_the_vision_encoder_alone(
+    tiny_bundle: Path, prompts: Path, tmp_path: Path
+) -> None:
+    statistics = calibrate(tiny_bundle, tmp_path / "s.npz", prompts=prompts, config=SHORT)
+    assert list(statistics.header.graphs) == ["denoiser"]
+    assert statistics.header.run.sources == ()
+
+
+def test_equal_calibrations_give_equal_bytes(
+    done: Calibrated, tiny_bundle: Path, pictures: Path, prompts: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "again.npz"
+    calibrate(tiny_bundle, again, images=pictures, prompts=prompts, config=SHORT)
+    assert again.read_bytes() == done[0].read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["again.npz"]
+
+
+def interrupted(after: int) -> Progress:
+    """Ctrl-C after that many passes."""
+    left = after
+
+    def advance(amount: int) -> None:
+        nonlocal left
+        left -= amount
+        if left < 0:
+            raise KeyboardInterrupt
+
+    return Progress(advance=advance)
+
+
+def test_an_interrupted_calibration_goes_on(
+    done: Calibrated, tiny_bundle: Path, pictures: Path, prompts: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "s.npz"
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(tiny_bundle, output, images=pictures, prompts=prompts, config=SHORT, progress=interrupted(5))
+    assert [path.name for path in tmp_path.iterdir()] == [".s.npz.partial"]
+    amounts: list[int] = []
+    progress = Progress(advance=amounts.append)
+    calibrate(tiny_bundle, output, images=pictures, prompts=prompts, config=SHORT, progress=progress)
+    assert amounts == [4, 1, 1, 1, 1]  # of two questions with four passes, one was done
+    assert output.read_bytes() == done[0].read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["s.npz"]
+
+
+def test_an_unfinished_calibration_of_something_else(tiny_bundle: Path, prompts: Path, tmp_path: Path) -> None:
+    output = tmp_path / "s.npz"
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(tiny_bundle, output, prompts=prompts, config=SHORT, progress=interrupted(5))
+    other = SHORT.model_copy(update={"steps": 2})
+    with pytest.raises(CalibrationError, match="unfinished calibration"):
+        calibrate(tiny_bundle, output, prompts=prompts, config=other)
+    found = calibrate(tiny_bundle, output, prompts=prompts, config=other, force=True)
+    assert found.header.run.asked is not None
+    assert found.header.run.asked.steps == 2
+
+
+def test_no_activation_outlives_its_layer(tiny_bundle: Path) -> None:
+    graph = ObservedGraph(Bundle.open(tiny_bundle), "vision_encoder")
+    seen: list[tuple[str, weakref.ref[np.ndarray]]] = []
+    alive: list[str] = []
+
+    def observe(tensor: str, values: np.ndarray) -> None:
+        layer = tensor.partition("layers.")[2].partition(".")[0]
+        alive.extend(name for name, ref in seen if f"layers.{layer}." not in name and ref() is not None)
+        seen.append((tensor, weakref.ref(values)))
+
+    graph.run({"pixel_values": np.zeros((1, 3, 56, 56), np.float32)}, observe)
+    assert len({tensor for tensor, _ in seen}) == len(set(graph.linears.values()))
+    assert alive == []
+
+
+def test_statistics_do_not_grow_with_questions(
+    done: Calibrated, tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    more = calibrate(tiny_bundle, tmp_path / "more.npz", images=pictures, config=SHORT.model_copy(update={"limit": 4}))
+    assert sum(a.nbytes for a in more.arrays.values()) == sum(a.nbytes for a in done[1].arrays.values())
+
+
+def test_pictures_and_prompts_take_turns() -> None:
+    pictures = [Path(name) for name in "abcde"]
+    questions = pair(pictures, ["p", "q"], None, seed=1)
+    assert sorted(str(question.picture) for question in questions) == list("abcde")
+    assert [question.prompt for question in questions] == ["p", "q", "p", "q", "p"]
+    assert questions == pair(pictures, ["p", "q"], None, seed=1) != pair(pictures, ["p", "q"], None, seed=2)
+    assert len(pair(pictures[:1], PROMPTS, None, 0)) == len(PROMPTS)
+    assert len(pair(pictures, PROMPTS, 3, 0)) == 3
+    assert [question.picture for question in pair((), ["p", "q"], None, 0)] == [None, None]
+
+
+@pytest.fixture
+def refused(tiny_bundle: Path, tmp_path: Path) -> Iterator[Callable[..., pytest.ExceptionInfo[BaseException]]]:
+    """Calibrates with arguments that must be refused, and looks that nothing was written."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+
+    def refuse(error: type[Exception], match: str, **arguments: object) -> None:
+        output = arguments.pop("output", folder / "s.npz")
+        with pytest.raises(error, match=match):
+            calibrate(arguments.pop("bundle", tiny_bundle), output, **{"config": SHORT, **arguments})  # type: ignore[arg-type]
+        assert not any(folder.iterdir())
+
+    return refuse  # type: ignore[return-value]
+
+
+def test_too_few_pictures(refused: Callable[..., None], pictures: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    refused(CalibrationError, f"holds 0 pictures; a calibration needs at least {LEAST_PICTURES}", images=few)
+    refused(CalibrationError, "is not a folder", images=pictures / "0.png")
+
+
+def test_a_picture_that_cannot_be_read(refused: Callable[..., None], pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for picture in find_pictures(pictures):
+        (folder / picture.name).write_bytes(picture.read_bytes())
+    (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:500])
+    refused(ImageError, r"3\.png", images=folder)
+
+
+@pytest.mark.parametrize(
+    ("contents", "said"), [(b"", "holds no prompt"), (b" \n\n", "holds no prompt"), (b"\xff", "cannot be read")]
+)
+def test_prompts_that_say_nothing(refused: Callable[..., None], tmp_path: Path, contents: bytes, said: str) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(contents)
+    refused(CalibrationError, said, prompts=file)
+    refused(CalibrationError, "cannot be read", prompts=tmp_path / "none.txt")
+
+
+def test_outputs_that_are_refused(
+    refused: Callable[..., None], tiny_bundle: Path, prompts: Path, tmp_path: Path
+) -> None:
+    refused(CalibrationError, r"does not end in \.npz", output=tmp_path / "s.json")
+    refused(CalibrationError, "is not a folder", output=tmp_path / "none" / "s.npz")
+    there = tmp_path / "there.npz"
+    there.write_text("mine")
+    refused(CalibrationError, "exists already", output=there)
+    assert there.read_text() == "mine"
+    calibrate(tiny_bundle, there, prompts=prompts, config=SHORT, force=True)
+    assert Statistics.open(there).header.done == 2
+
+
+def test_inputs_beside_questions(refused: Callable[..., None], pictures: Path) -> None:
+    refused(OptionError, "--inputs takes the place of questions", images=pictures, inputs=["a.npz"])
+
+
+@pytest.mark.parametrize(
+    ("factor", "error", "said"),
+    [
+        (0.0, CalibrationError, r"input of model\.layers\.0\.mlp\.down_proj is 0 at all"),
+        (1e30, BackendError, "logits that are no numbers"),
+    ],
+)
+def test_a_model_that_computes_constants_or_no_numbers(
+    refused: Callable[..., None], prompts: Path, tmp_path: Path, factor: float, error: type[Exception], said: str
+) -> None:
+    def edit(tensors: Tensors, _: object) -> None:
+        for part in ("gate", "up"):
+            tensors[f"model.layers.0.mlp.{part}_proj.weight"][:] *= factor
+
+    checkpoint = write_tiny_checkpoint(tmp_path / "checkpoint", edit=edit)
+    bundle = export(checkpoint, tmp_path / "bundle", ExportConfig(dtype="fp32", verify=False)).path
+    refused(error, said, bundle=bundle, prompts=prompts)
+
+
+def test_a_folder_that_is_no_bundle(refused: Callable[..., None], tmp_path: Path) -> None:
+    refused(BundleError, "holds no", bundle=tmp_path)
