@@ -75,9 +75,7 @@ def test_values_that_are_no_numbers_name_the_layer(wrong: float) -> None:
     values[3, 2] = wrong
     collector = Collector(CONDITIONS, nothing(down_proj=4).arrays)
     with pytest.raises(CalibrationError, match=r"input of down_proj .* 1 of 4 channels, channel 2 first"):
-        Collector(CONDITIONS, nothing(**{"layers.7.down_proj": 4}).arrays).add(
-            "denoiser", "layers.7.down_proj", values, [FEW] * 5
-        )
+        collector.add("denoiser", "down_proj", values, [FEW] * 5)
 
 
 @pytest.mark.parametrize(("value", "said"), [(0.0, "is 0"), (0.3, "has the same absolute values")])
