@@ -86,7 +86,7 @@ def test_inspecting_needs_no_runtime(tiny_bundle: Path) -> None:
 
 def test_help_needs_nothing_heavy() -> None:
     everything = VERB.replace("main()", "sys.argv[1:] = [verb, '--help']; main()")
-    verbs = ("export", "run", "build", "plan", "verify", "inspect", "doctor")
+    verbs = ("export", "run", "calibrate", "build", "plan", "verify", "inspect", "doctor")
     code = f"for verb in {verbs}:\n{textwrap.indent(everything, '    ')}"
     assert not modules(code) & {"numpy", "onnxruntime", "PIL", "tokenizers", "tensorrt", "tensorrt_rtx"}
 
