@@ -139,6 +139,17 @@ def test_restrictions_of_every_kind(device: HostDevice) -> None:
     assert found.confidences[3] == 1
 
 
+def test_every_sequence_has_its_own_restrictions(device: HostDevice) -> None:
+    """Those of a sequence begin where its canvas does, however few rows are asked for."""
+    spans = np.array([[(ONLY, 0, 1), (FREE, 0, 0)], [(ONLY, 1, 2), (FREE, 0, 0)]], RESTRICTION)
+    ids = np.array([3, 5], np.int32)
+    loop = LoopBuffers(device, rules(2), 2, sequences=2, restrictions=spans, restriction_ids=ids)
+    kernels.evaluate(
+        device, loop.memory, loop.put(np.ones((2, 9), np.float32)), loop.put(np.zeros(1, int)), 1, 9, first=0
+    )
+    assert loop.canvases["tokens"][:, 0].tolist() == [3, 5]
+
+
 def test_noise_is_that_of_the_generator(device: HostDevice) -> None:
     """`argmax(logits + T * gumbel)`, with noise by seed, step, position and token."""
     vocabulary, step, temperature, seed = 2000, 5, 0.8, 3 << 40
