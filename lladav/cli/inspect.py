@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -15,14 +16,22 @@ from lladav.cli import screen
 from lladav.inspect import Inspection
 from lladav.inspect import inspect as look
 from lladav.manifest import TensorSpec
+from lladav.memory_plan import PAST, MemoryPlan, Region, check_sizes, default_sizes, plan_memory
 from lladav.records import read_records
 
-_CACHE = ("past_key_values.", "present.")
+_CACHE = (PAST, "present.")
+_Tensor = TypeVar("_Tensor", TensorSpec, Region)
 
 
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="Folder made by `lladav export`.")],
     checksums: Annotated[bool, typer.Option("--checksums", help="Compare every file's sha256, too.")] = False,
+    prompt: Annotated[
+        int | None, typer.Option(help="Prompt bucket of the plan of GPU memory.", show_default="the middle one")
+    ] = None,
+    canvas: Annotated[
+        int | None, typer.Option(help="Canvas bucket of it.", show_default="that of the default answer length")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what a bundle holds and what it needs, and check that it is whole."""
@@ -35,15 +44,29 @@ def inspect(
             found = look(bundle, checksums=True, progress=bars.advance)
     else:
         found = look(bundle)
+    plan = _plan(found, prompt, canvas)
     if as_json:
-        screen.print_json(found.to_json())
+        screen.print_json(found.to_json() | {"gpu_memory": plan.to_json()})
         return
     out = screen.stdout()
     engines = [_engines(found)] if found.engines else []
-    for table in (_model(found), _files(found), *_graphs(found), *engines, _use(found), _memory(found), _origin(found)):
+    memory = (_memory(found), _gpu_memory(plan))
+    for table in (_model(found), _files(found), *_graphs(found), *engines, _use(found), *memory, _origin(found)):
         out.print(table)
         out.print()
     _print_verdict(found, out)
+
+
+def _plan(found: Inspection, prompt: int | None, canvas: int | None) -> MemoryPlan:
+    """Of one answer, with as much scratch as the engines ask for that were built."""
+    from lladav.runtime.gpu.loop_memory import loop_regions
+
+    usual = default_sizes(found.manifest)
+    sizes = replace(usual, prompt=prompt or usual.prompt, canvas=canvas or usual.canvas)
+    check_sizes(found.manifest, sizes)
+    asked = [count for record in found.engines for count in record.activations]
+    loop = loop_regions(sizes.canvas, sizes.batch)
+    return plan_memory(found.manifest, sizes, scratch=max(asked, default=0), loop=loop)
 
 
 def _model(found: Inspection) -> Table:
@@ -52,7 +75,7 @@ def _model(found: Inspection) -> Table:
     total = sum(found.parameters.values())
     parts = ", ".join(f"{name.replace('_', ' ')} {_count(n)}" for name, n in found.parameters.items())
     table.add_row("parameters", f"{_count(total)} ({parts})")
-    table.add_row("precision", found.manifest.precision)
+    table.add_row("precision", found.manifest.numbers)
     g = geometry.language
     table.add_row(
         "language model",
@@ -93,9 +116,9 @@ def _graphs(found: Inspection) -> list[Table]:
     return tables
 
 
-def _folded(specs: tuple[TensorSpec, ...]) -> list[tuple[str, TensorSpec]]:
+def _folded(specs: tuple[_Tensor, ...]) -> list[tuple[str, _Tensor]]:
     """Tensors with their labels; those that exist once per layer become one row."""
-    rows: dict[str, tuple[str, TensorSpec]] = {}
+    rows: dict[str, tuple[str, _Tensor]] = {}
     for spec in specs:
         cache = next((prefix for prefix in _CACHE if spec.name.startswith(prefix)), None)
         if cache is None:
@@ -154,6 +177,18 @@ def _memory(found: Inspection) -> Table:
     ends = {min(needs.logits), max(needs.logits)}
     sizes = {bucket: needs.logits[bucket] for bucket in sorted(ends)}
     table.add_row("logits", ", ".join(f"{screen.size(n)} for a canvas of {bucket}" for bucket, n in sizes.items()))
+    return table
+
+
+def _gpu_memory(plan: MemoryPlan) -> Table:
+    title = f"GPU memory of an answer beside weights: prompt {plan.sizes.prompt:,}, canvas {plan.sizes.canvas:,}"
+    table = screen.table(title, "region", "type", "shape", "size", numbers=(3,))
+    for label, region in _folded(tuple(region for region in plan.regions if region.bytes)):
+        size = plan.bytes_of(PAST) // 2 if region.name.startswith(PAST) else region.bytes
+        table.add_row(label, region.dtype, " x ".join(map(str, region.shape)), screen.size(size))
+    table.add_section()
+    without = "" if plan.bytes_of("scratch") else ", without activations"
+    table.add_row(f"total, allocated at once{without}", "", "", screen.size(plan.total))
     return table
 
 

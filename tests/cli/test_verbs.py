@@ -144,6 +144,16 @@ def test_inspect_prints_tables(tiny_bundle: Path) -> None:
     assert "whole:" in call("inspect", str(tiny_bundle), "--checksums")[0]
 
 
+def test_inspect_plans_gpu_memory(tiny_bundle: Path) -> None:
+    out = call("inspect", str(tiny_bundle), "--prompt", "512", "--canvas", "64")[0]
+    assert "prompt 512, canvas 64" in out
+    assert re.search(r"past_key_values\.\{0\.\.1\}\.key +float32 +1 x 4 x 512 x 8 +131 kB", out)
+    assert "511 is no canvas bucket" in call("inspect", str(tiny_bundle), "--canvas", "511", expect=2)[1]
+    plan = json.loads(call("inspect", str(tiny_bundle), "--json")[0])["gpu_memory"]
+    last = plan["regions"][-1]
+    assert plan["total"] == last["offset"] + last["bytes"]
+
+
 def test_inspect_prints_json(tiny_bundle: Path) -> None:
     found = json.loads(call("inspect", str(tiny_bundle), "--checksums", "--json")[0])
     assert found["checksums"] == "match"
