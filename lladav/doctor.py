@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from lladav import __version__
+from lladav.errors import BackendError
 from lladav.machine import Machine, examine
 
 PACKAGES = {
@@ -72,6 +73,7 @@ class Diagnosis:
         packages: installed versions by distribution, grouped as in `PACKAGES`.
         resampling: whether pictures are resized as the reference does; None where Pillow is
             missing.
+        kernels: why the GPU kernels are not there and what to do, or empty.
         warnings: what works differently than it looks, each with its cure.
     """
 
@@ -81,6 +83,7 @@ class Diagnosis:
     packages: dict[str, dict[str, str]]
     providers: tuple[Provider, ...]
     resampling: bool | None
+    kernels: str
     verbs: tuple[Verb, ...]
     warnings: tuple[str, ...]
 
@@ -104,6 +107,7 @@ def doctor() -> Diagnosis:
         packages=packages,
         providers=providers,
         resampling=resampling,
+        kernels=_kernels(),
         verbs=_verbs(providers, resampling, machine),
         warnings=_warnings(packages["lladav"]),
     )
@@ -157,6 +161,19 @@ def _resampling() -> bool | None:
     # A half-installed package may raise anything.
     except Exception:
         return None
+
+
+def _kernels() -> str:
+    try:
+        from lladav.runtime.gpu.kernels import load_kernels
+
+        load_kernels()
+    except BackendError as error:
+        return f"not built: {error.cure}"
+    # A half-installed package may raise anything.
+    except Exception as error:
+        return f"cannot be looked for: {error}"
+    return ""
 
 
 def _verbs(providers: tuple[Provider, ...], resampling: bool | None, machine: Machine) -> tuple[Verb, ...]:

@@ -59,6 +59,7 @@ def _packages(found: Diagnosis) -> Table:
         table.add_row("base" if purpose == "lladav" else purpose, listed or "none")
     if found.resampling is not None:
         table.add_row("picture resizing", "as the reference" if found.resampling else "otherwise than the reference")
+    table.add_row("gpu kernels", found.kernels or "built")
     return table
 
 

@@ -114,6 +114,15 @@ def test_other_resampling_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.usefixtures("quick")
+def test_gpu_kernels_are_found_or_have_a_cure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    binary = tmp_path / "kernels.fatbin"
+    monkeypatch.setattr("lladav.runtime.gpu.kernels.FAT_BINARY", binary)
+    assert "make kernels" in doctor().kernels
+    binary.write_bytes(b"")
+    assert doctor().kernels == ""
+
+
 def test_cpu_features() -> None:
     assert machine._cpu(CPUINFO_X86) == ("AMD EPYC", ("AVX2", "AVX-512", "AVX-512 VNNI"))
     assert machine._cpu(CPUINFO_ORIN)[1] == ("NEON", "NEON FP16", "NEON dot product")
