@@ -40,11 +40,15 @@ class Backend(Protocol):
         name: as it is chosen: `cpu`, `ort-cuda`, `tensorrt` or `tensorrt-rtx`.
         setup: what else decides how long passes take, such as the number of threads.
         sequences: most that are computed side by side; None is any number.
+        fallbacks: why something is slower than it should be; empty where nothing is.
     """
 
     name: str
     setup: str
     sequences: int | None
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]: ...
 
     def denoiser(self, table: EmbeddingTable) -> WindowMaker:
         """Loads the denoiser.
@@ -71,6 +75,7 @@ class CpuBackend:
 
     name = "cpu"
     sequences: int | None = None
+    fallbacks: tuple[str, ...] = ()
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self._bundle = bundle

@@ -329,6 +329,8 @@ class Pipeline:
             tiles=tuple(len(picture.crops) for picture in asked.pictures),
             reused_pictures=asked.reused,
             truncated_tokens=asked.positions - prompt,
+            backend=self.backend.name,
+            fallbacks=self.backend.fallbacks,
             knobs=plan.knobs,
             passes={kind: sum(step.kind == kind for step in steps) for kind in ("refresh", "step")},
             mean_confidence=float(np.mean(sure)) if sure else 1.0,

@@ -66,6 +66,8 @@ class Answer:
         tiles: crops of each picture or video that was given.
         reused_pictures: whose features were kept from an earlier answer.
         truncated_tokens: prompt positions that were cut off at the model's limit.
+        backend: what computed it.
+        fallbacks: why passes on a GPU were not captured as graphs although they should have been.
         knobs: the preset and everything it stands for.
         passes: of the denoiser, by kind; guidance computes two sequences in each.
         mean_confidence: of what was committed, up to the stop; 1 where nothing was.
@@ -83,6 +85,8 @@ class Answer:
     tiles: tuple[int, ...]
     reused_pictures: int
     truncated_tokens: int
+    backend: str
+    fallbacks: tuple[str, ...]
     knobs: Knobs
     passes: dict[str, int]
     mean_confidence: float

@@ -9,6 +9,25 @@ from lladav.errors import BackendError
 from lladav.runtime.gpu.device import Device, Graph
 
 
+class Fallbacks:
+    """Why work is launched piece by piece that should have been captured; the first reason is warned of.
+
+    Attributes:
+        reasons: each once.
+    """
+
+    def __init__(self) -> None:
+        self.reasons: tuple[str, ...] = ()
+
+    def add(self, reason: str) -> None:
+        if not self.reasons:
+            warnings.warn(
+                f"a pass could not be captured as a graph and is launched piece by piece: {reason}", stacklevel=2
+            )
+        if reason not in self.reasons:
+            self.reasons += (reason,)
+
+
 class Replayed:
     """A fixed sequence of work on fixed addresses.
 
@@ -18,19 +37,19 @@ class Replayed:
     Args:
         device: that it runs on.
         enqueue: puts the work on the device's stream.
+        fallbacks: gets why it could not be captured.
         capturable: False where a library captures by itself, or cannot.
-
-    Attributes:
-        fallback: why it is enqueued plainly although it should have been captured; empty where it is not.
     """
 
-    def __init__(self, device: Device, enqueue: Callable[[], None], *, capturable: bool = True) -> None:
+    def __init__(
+        self, device: Device, enqueue: Callable[[], None], fallbacks: Fallbacks, *, capturable: bool = True
+    ) -> None:
         self._device = device
         self._enqueue = enqueue
         self._capturable = capturable
         self._warm = False
         self._graph: Graph | None = None
-        self.fallback = ""
+        self._fallbacks = fallbacks
 
     def run(self) -> None:
         """Enqueues the work.
@@ -43,11 +62,7 @@ class Replayed:
                 self._graph = self._device.capture(self._enqueue)
             except BackendError as error:
                 self._capturable = False
-                self.fallback = error.what
-                warnings.warn(
-                    f"a denoising step could not be captured as a graph and is launched piece by piece: {error.what}",
-                    stacklevel=2,
-                )
+                self._fallbacks.add(error.what)
         if self._graph is not None:
             self._graph.launch()
         else:

@@ -65,14 +65,9 @@ class StepRunner:
         ]
         self._launched = 0
         self._replayed: dict[PassKind, Replayed] = {
-            "refresh": Replayed(self._device, self._enqueue_refresh, capturable=window.capturable),
-            "step": Replayed(self._device, self._enqueue_step, capturable=window.capturable),
+            "refresh": Replayed(self._device, self._enqueue_refresh, window.fallbacks, capturable=window.capturable),
+            "step": Replayed(self._device, self._enqueue_step, window.fallbacks, capturable=window.capturable),
         }
-
-    @property
-    def fallback(self) -> str:
-        """Why steps are not captured although they should be; empty where they are."""
-        return next((replayed.fallback for replayed in self._replayed.values() if replayed.fallback), "")
 
     def start(self, rules: Rules, mask: int) -> None:
         """Begins an answer; what was launched for an earlier one is waited for."""

@@ -18,7 +18,7 @@ from lladav.runtime.gpu.executable import BoundPass, Executable, Tensor
 from lladav.runtime.gpu.loop import DeviceLoop
 from lladav.runtime.gpu.loop_memory import loop_memory
 from lladav.runtime.gpu.memory import DeviceMemory
-from lladav.runtime.gpu.replay import Replayed
+from lladav.runtime.gpu.replay import Fallbacks, Replayed
 from lladav.runtime.gpu.steps import StepRunner
 from lladav.runtime.loop import Loop, Request, masks_inside
 from lladav.runtime.pacing import Pacer, PassTimes
@@ -38,16 +38,24 @@ class GpuDenoiser:
         manifest: of the bundle.
         table: embeddings.
         memory: laid out for the largest sizes.
+        fallbacks: gets why passes could not be captured.
     """
 
     def __init__(
-        self, device: Device, graph: Executable, manifest: Manifest, table: EmbeddingTable, memory: DeviceMemory
+        self,
+        device: Device,
+        graph: Executable,
+        manifest: Manifest,
+        table: EmbeddingTable,
+        memory: DeviceMemory,
+        fallbacks: Fallbacks,
     ) -> None:
         self._device = device
         self._graph = graph
         self._manifest = manifest
         self._table = table
         self._memory = memory
+        self._fallbacks = fallbacks
         self._windows: dict[Size, GpuWindow] = {}
         self._runners: dict[tuple[Size, int, bool], StepRunner] = {}
 
@@ -63,7 +71,9 @@ class GpuDenoiser:
         for other in self._windows.values():
             other.owner = None  # they share their buffers
         if size not in self._windows:
-            self._windows[size] = GpuWindow(self._device, self._graph, self._manifest, self._table, self._memory, size)
+            self._windows[size] = GpuWindow(
+                self._device, self._graph, self._manifest, self._table, self._memory, self._fallbacks, size
+            )
         window = self._windows[size]
         window.lay_out(prompts, canvas)
         return window
@@ -84,13 +94,6 @@ class GpuDenoiser:
             return DenoisingLoop(self, self._table, tokens, request, times, pacer)
         return DeviceLoop(self, self._table, tokens, request, times)
 
-    @property
-    def fallbacks(self) -> tuple[str, ...]:
-        """Why some passes or steps are not captured although they should be."""
-        found = [window.fallback for window in self._windows.values()]
-        found += [runner.fallback for runner in self._runners.values()]
-        return tuple(dict.fromkeys(reason for reason in found if reason))
-
 
 class GpuWindow:
     """A `Window` in device memory.
@@ -103,6 +106,7 @@ class GpuWindow:
         owner: see `Window`.
         device: that everything runs on.
         memory: where everything lies.
+        fallbacks: why passes could not be captured.
     """
 
     def __init__(
@@ -112,9 +116,11 @@ class GpuWindow:
         manifest: Manifest,
         table: EmbeddingTable,
         memory: DeviceMemory,
+        fallbacks: Fallbacks,
         size: Size,
     ) -> None:
         self.device = device
+        self.fallbacks = fallbacks
         self.memory = memory
         self.size = size
         self.owner: object = None
@@ -133,8 +139,8 @@ class GpuWindow:
         self._kept = kept
         self._passes = _bound_passes(graph, manifest, memory, size)
         self._replayed: dict[PassKind, Replayed] = {
-            "refresh": Replayed(device, self.enqueue_refresh, capturable=self._passes["refresh"].capturable),
-            "step": Replayed(device, self.enqueue_step, capturable=self._passes["step"].capturable),
+            "refresh": Replayed(device, self.enqueue_refresh, fallbacks, capturable=self._passes["refresh"].capturable),
+            "step": Replayed(device, self.enqueue_step, fallbacks, capturable=self._passes["step"].capturable),
         }
 
     @property
@@ -146,11 +152,6 @@ class GpuWindow:
     def capturable(self) -> bool:
         """Whether passes may be part of a captured graph."""
         return all(bound.capturable for bound in self._passes.values())
-
-    @property
-    def fallback(self) -> str:
-        """Why passes are not captured although they should be; empty where they are."""
-        return next((r.fallback for r in self._replayed.values() if r.fallback), "")
 
     def lay_out(self, prompts: Sequence[int], canvas: int) -> None:
         """Numbers the real positions and masks the padding."""

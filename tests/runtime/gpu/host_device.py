@@ -38,6 +38,7 @@ class HostDevice:
         allocations, uploads, downloads, launches, synchronizations: how many so far; waiting for an
             event counts as a synchronization.
         uploaded, downloaded: bytes so far.
+        captures_made: graphs so far.
         kernels: names of what was run, in order.
         followed: streams that were waited for.
     """
@@ -59,9 +60,14 @@ class HostDevice:
         self._pending: list[Callable[[], None]] = []
         self._recording: list[Callable[[], None]] | None = None
         self.allocations = self.uploads = self.downloads = self.launches = self.synchronizations = 0
-        self.uploaded = self.downloaded = 0
+        self.uploaded = self.downloaded = self.captures_made = 0
         self.kernels: list[str] = []
         self.followed: list[int] = []
+
+    @property
+    def pending(self) -> int:
+        """What was enqueued and has not run."""
+        return len(self._pending)
 
     def memory(self) -> tuple[int, int]:
         return self._total - sum(size for _, size in self._memory.values()), self._total
@@ -167,6 +173,7 @@ class HostDevice:
         self._recording = []
         try:
             enqueue()
+            self.captures_made += 1
             return _HostGraph(self, self._recording)
         finally:
             self._recording = None

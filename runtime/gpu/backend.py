@@ -1,0 +1,169 @@
+"""A bundle's graphs on one GPU, with all memory laid out when they are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from lladav.bundle import Bundle
+from lladav.errors import BackendError
+from lladav.memory_plan import MemoryPlan, Sizes, plan_memory
+from lladav.runtime.embedding import EmbeddingTable
+from lladav.runtime.gpu.device import Device
+from lladav.runtime.gpu.executable import Executable, Tensor
+from lladav.runtime.gpu.loop_memory import loop_regions
+from lladav.runtime.gpu.memory import DeviceMemory
+from lladav.runtime.gpu.replay import Fallbacks, Replayed
+from lladav.runtime.gpu.window import GpuDenoiser
+
+Floats = npt.NDArray[np.float32]
+
+_GRAPHS = ("denoiser", "vision_encoder", "connector")
+# Of what is free after weights: libraries allocate a little by themselves when they first run.
+_SHARE = 0.95
+_BLOCK = 64 << 20
+
+
+class GpuBackend:
+    """See `Backend`.
+
+    Args:
+        name: of the backend.
+        device: the GPU.
+        bundle: an open bundle.
+        load: loads one of the bundle's graphs.
+        sizes: largest that answers may have; a prompt of 0 takes the largest bucket for which there is memory.
+
+    Raises:
+        BackendError: a graph cannot be loaded, or there is not enough memory; it says how much is missing.
+    """
+
+    def __init__(
+        self, name: str, device: Device, bundle: Bundle, load: Callable[[str], Executable], sizes: Sizes
+    ) -> None:
+        self.name = name
+        self.setup = device.name
+        self.sequences: int | None = sizes.batch
+        self._device = device
+        self._bundle = bundle
+        self._graphs = {graph: load(graph) for graph in _GRAPHS if graph in bundle.manifest.graphs}
+        self.memory = DeviceMemory(device, self._plan(sizes))
+        self._fallbacks = Fallbacks()
+        _upload_table(device, bundle, self.memory)
+
+    def _plan(self, sizes: Sizes) -> MemoryPlan:
+        """For the sizes asked for, or the largest prompt that fits."""
+        scratch = max(graph.scratch for graph in self._graphs.values())
+
+        def planned(prompt: int) -> MemoryPlan:
+            loop = loop_regions(sizes.canvas, sizes.batch)
+            return plan_memory(self._bundle.manifest, replace(sizes, prompt=prompt), scratch=scratch, loop=loop)
+
+        if sizes.prompt:
+            return planned(sizes.prompt)
+        free = self._device.memory()[0] * _SHARE
+        plans = [planned(prompt) for prompt in self._bundle.manifest.buckets.prompt]
+        # Where nothing fits, the smallest is refused with its numbers.
+        return max((plan for plan in plans if plan.total <= free), key=lambda plan: plan.total, default=plans[0])
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """Why some passes are not captured although they should be."""
+        return self._fallbacks.reasons
+
+    def denoiser(self, table: EmbeddingTable) -> GpuDenoiser:
+        """See `Backend`."""
+        manifest = self._bundle.manifest
+        return GpuDenoiser(self._device, self._graphs["denoiser"], manifest, table, self.memory, self._fallbacks)
+
+    def tile_encoder(self) -> GpuTileEncoder:
+        """See `Backend`."""
+        graphs = self._graphs["vision_encoder"], self._graphs["connector"]
+        return GpuTileEncoder(self._device, *graphs, self.memory, self._fallbacks)
+
+
+class GpuTileEncoder:
+    """A `TileEncoder` on a GPU; every bucket of crops is captured once.
+
+    Args:
+        device: that everything runs on.
+        encoder, connector: the graphs.
+        memory: laid out for the largest bucket.
+        fallbacks: gets why passes could not be captured.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        encoder: Executable,
+        connector: Executable,
+        memory: DeviceMemory,
+        fallbacks: Fallbacks,
+    ) -> None:
+        self._device = device
+        self._graphs = {"vision_encoder": encoder, "connector": connector}
+        self._memory = memory
+        self._fallbacks = fallbacks
+        self._passes: dict[int, dict[str, Replayed]] = {}
+        self._points = [device.event() for _ in range(1 + len(self._graphs))]
+
+    def encode(self, pixels: Floats, out: Floats) -> dict[str, float]:
+        """See `TileEncoder`."""
+        at, device = self._memory.addresses, self._device
+        tiles = len(pixels)
+        if tiles not in self._passes:
+            self._passes[tiles] = self._bind(pixels.shape, out.shape)
+        device.upload(at["pixel_values"], pixels)
+        self._points[0].record()
+        for replayed, point in zip(self._passes[tiles].values(), self._points[1:], strict=True):
+            replayed.run()
+            point.record()
+        device.download(out, at["image_features"])
+        device.synchronize()
+        return {
+            name: self._points[number + 1].ms_since(self._points[number]) for number, name in enumerate(self._graphs)
+        }
+
+    def _bind(self, pixels: tuple[int, ...], out: tuple[int, ...]) -> dict[str, Replayed]:
+        at = self._memory.addresses
+        hidden = next(region.shape for region in self._memory.plan.regions if region.name == "vision_features")
+        tensors = {
+            "pixel_values": Tensor(at["pixel_values"], pixels),
+            "vision_features": Tensor(at["vision_features"], (out[0], *hidden[1:])),
+            "image_features": Tensor(at["image_features"], out),
+        }
+        encoder = self._graphs["vision_encoder"].bind(
+            {name: tensors[name] for name in ("pixel_values", "vision_features")},
+            profile="tiles",
+            scratch=at["scratch"],
+        )
+        connector = self._graphs["connector"].bind(
+            {name: tensors[name] for name in ("vision_features", "image_features")},
+            profile="tiles",
+            scratch=at["scratch"],
+        )
+        return {
+            name: Replayed(self._device, bound.enqueue, self._fallbacks, capturable=bound.capturable)
+            for name, bound in (("vision_encoder", encoder), ("connector", connector))
+        }
+
+
+def _upload_table(device: Device, bundle: Bundle, memory: DeviceMemory) -> None:
+    """Copies the embedding table, a part at a time.
+
+    Raises:
+        BackendError: its file is not as large as the plan has it.
+    """
+    file = bundle.file(bundle.manifest.tables["embed_tokens"].file)
+    region = next(region for region in memory.plan.regions if region.name == "embed_tokens")
+    table = np.memmap(file, np.uint8, "r")
+    if table.nbytes != region.bytes:
+        raise BackendError(
+            f"{file} has {table.nbytes:,} bytes instead of {region.bytes:,}",
+            cure="copy the bundle again from where it was exported, or export it again",
+        )
+    for start in range(0, table.nbytes, _BLOCK):
+        device.upload(memory.addresses["embed_tokens"] + start, np.ascontiguousarray(table[start : start + _BLOCK]))
