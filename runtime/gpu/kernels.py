@@ -94,7 +94,8 @@ def guide(device: Device, loop: LoopMemory, conditional: Address, unconditional:
 def commit(device: Device, loop: LoopMemory) -> None:
     """One step of every canvas that is not done, once its rows are evaluated; writes a record of it to the log.
 
-    Picks have to lie in the order of the canvas: row r of `evaluate` was of position r.
+    Picks have to lie in the order of the canvas: row r of `evaluate` was of position r. Templates and masks inside
+    the prompt are left to the host's loop.
 
     Raises:
         BackendError: the canvas has more rows than a block has threads.

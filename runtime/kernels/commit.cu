@@ -1,5 +1,5 @@
 // Everything between the picks and the next pass: `runtime/canvas.py`, `selectors.py` and `stops.py` on the GPU, for a
-// canvas without template.
+// canvas without template and a prompt without masks.
 #include "loop.cuh"
 #include "philox.cuh"
 
@@ -110,8 +110,8 @@ __device__ void advance(const Rules* rules, State& next, bool masked) {
 // record of it to `log` [slots, gridDim.x]. `whole` commits everything, because no further pass fits the deadline.
 //
 // One block per canvas and one thread per position. Picks lie in the order of the canvas.
-extern "C" __global__ void lladav_commit(const Rules* rules, char* canvases, int capacity, const int32_t* whole,
-                                         char* log, int slots) {
+extern "C" __global__ void __launch_bounds__(MOST_ROWS)
+    lladav_commit(const Rules* rules, char* canvases, int capacity, const int32_t* whole, char* log, int slots) {
     __shared__ double keys[MOST_ROWS];
     __shared__ uint8_t competing[MOST_ROWS];
     __shared__ int order[MOST_ROWS];

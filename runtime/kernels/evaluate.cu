@@ -56,8 +56,9 @@ __device__ void add(Summary& all, float logit, int token, float noise) {
 //
 // `rows` [gridDim.x] says which position a row of logits is of, counted from `first`; what is picked lands at the row's
 // own number. One block per row.
-extern "C" __global__ void lladav_evaluate(const Rules* rules, char* canvases, int capacity, const int32_t* whole,
-                                           float* logits, int vocabulary, const int64_t* rows, int first) {
+extern "C" __global__ void __launch_bounds__(MOST_THREADS)
+    lladav_evaluate(const Rules* rules, char* canvases, int capacity, const int32_t* whole, float* logits, int vocabulary,
+                    const int64_t* rows, int first) {
     Canvas canvas = canvas_of(canvases, capacity, blockIdx.y);
     int row = blockIdx.x, position = (int)rows[row] - first;
     if (canvas.state->done) return;

@@ -18,6 +18,7 @@
 #include <vector>
 
 #define __global__
+#define __launch_bounds__(threads)
 #define __device__
 #define __host__
 #define __forceinline__ inline

@@ -17,7 +17,9 @@ SOURCES = ROOT / "runtime" / "kernels"
 HERE = Path(__file__).resolve().parent
 CACHE = ROOT / "build" / "kernels_on_host"
 
-_KERNEL = re.compile(r"__global__\s+void\s+(\w+)\s*\(")
+KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\(\w+\)\s+)?(\w+)\s*\(")
+"""The name of a kernel where it is defined."""
+
 # Products are not contracted with sums, as the fat binary does not either.
 _FLAGS = (
     *("-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared"),
@@ -36,7 +38,7 @@ def host_library() -> ctypes.CDLL:
     sources = sorted(SOURCES.glob("*.cu"))
     texts = {path: path.read_text("utf-8") for path in (*sources, *SOURCES.glob("*.cuh"), *HERE.glob("*.h"))}
     # Conditional graphs are the driver's, which there is none of here.
-    kernels = [name for path in sources for name in _KERNEL.findall(texts[path]) if name != "lladav_continue"]
+    kernels = [name for path in sources for name in KERNEL.findall(texts[path]) if name != "lladav_continue"]
     unit = "\n".join(
         [
             '#include "cuda_on_host.h"',

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from host_library import ROOT, SOURCES
+from host_library import KERNEL, ROOT, SOURCES
 
-NAMES = set(re.findall(r"__global__\s+void\s+(\w+)", "".join(p.read_text("utf-8") for p in SOURCES.glob("*.cu"))))
+NAMES = {name for path in SOURCES.glob("*.cu") for name in KERNEL.findall(path.read_text("utf-8"))}
 CMAKE = shutil.which("cmake")
 
 pytestmark = pytest.mark.skipif(CMAKE is None, reason="CMake is not on this machine")
