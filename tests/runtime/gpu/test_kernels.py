@@ -33,8 +33,8 @@ def test_guidance_is_the_hosts_to_the_bit(device: HostDevice, count: int) -> Non
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("guided", [False, True])
-def test_decided_rows_get_their_embeddings(device: HostDevice, dtype: str, guided: bool) -> None:
+@pytest.mark.parametrize(("guided", "whole"), [(False, False), (True, False), (False, True)])
+def test_decided_rows_get_their_embeddings(device: HostDevice, dtype: str, guided: bool, whole: bool) -> None:
     rng = np.random.default_rng(0)
     width, vocabulary, stride = 300, 11, 8 * 300
     table = rng.normal(0, 1, (vocabulary, width)).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
@@ -43,14 +43,15 @@ def test_decided_rows_get_their_embeddings(device: HostDevice, dtype: str, guide
     canvases["tokens"] = rng.integers(0, vocabulary, (2, 6))
     canvases["confidences"] = rng.random((2, 6))
     loop.canvases = canvases
+    loop.set_whole(whole)
     kernels.commit(device, loop.memory)
     expected = rng.normal(0, 1, (4 if guided else 2, 8, width)).astype(np.float32)
     target = loop.put(expected)
     first_row = target + width * 4  # the canvas begins at the second row of what each sequence has
     kernels.write_rows(device, loop.memory, loop.put(table), dtype, width, first_row, stride, guided=guided)
     for sequence in range(len(expected)):
-        sure = np.flatnonzero(canvases["confidences"][sequence % 2] >= 0.5)
-        expected[sequence, 1 + sure] = table[canvases["tokens"][sequence % 2, sure]].astype(np.float32)
+        decided = np.flatnonzero(canvases["confidences"][sequence % 2] >= (0.0 if whole else 0.5))
+        expected[sequence, 1 + decided] = table[canvases["tokens"][sequence % 2, decided]].astype(np.float32)
     np.testing.assert_array_equal(loop.get(target, expected.shape, np.float32), expected)
 
 
