@@ -22,7 +22,8 @@ PACKAGES = {
     "lladav": ("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "pydantic", "rich", "typer"),
     "export": ("jinja2", "ml_dtypes", "onnx"),
     "verify": ("psutil", "torch"),
-    "engines": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx", "tensorrt-rtx-cu13", "pycuda"),
+    "engines": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx", "tensorrt-rtx-cu13"),
+    "gpu": ("cuda-bindings", "pycuda"),
 }
 """Distributions by what they are for."""
 
@@ -31,6 +32,7 @@ _EXPORT_MODULES = ("jinja2", "ml_dtypes", "onnx")
 _VERIFY_MODULES = (*_EXPORT_MODULES, "psutil", "torch")
 _ENGINE_MODULES = ("tensorrt_rtx", "tensorrt")
 _CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
 _PROBE_SECONDS = 120
 
 # A graph of one Relu node, opset 13, written with onnx.helper.
@@ -43,6 +45,15 @@ options = o.SessionOptions()
 options.log_severity_level = 3
 session = o.InferenceSession(bytes.fromhex(sys.argv[1]), options, providers=[sys.argv[2]])
 assert session.get_providers()[0] == sys.argv[2], "ONNX Runtime fell back to " + session.get_providers()[0]
+"""
+_GPU = """
+from lladav.errors import LladavError
+from lladav.runtime.gpu.cuda_device import CudaDevice
+from lladav.runtime.gpu.kernels import load_kernels
+try:
+    CudaDevice(load_kernels())
+except LladavError as error:
+    print(error.what, error.cure, sep="\\n")
 """
 # Sends graphs over the network to a service; not something that runs here.
 _REMOTE = frozenset({"AzureExecutionProvider"})
@@ -57,8 +68,8 @@ class Provider:
 
 
 @dataclass(frozen=True)
-class Verb:
-    """A verb of the command line; `fault` and `cure` are empty where it works."""
+class Ability:
+    """A verb of the command line, or what `run` may compute with; `fault` and `cure` are empty where it works."""
 
     name: str
     fault: str = ""
@@ -73,6 +84,7 @@ class Diagnosis:
         packages: installed versions by distribution, grouped as in `PACKAGES`.
         resampling: whether pictures are resized as the reference does; None where Pillow is
             missing.
+        backends: what answers can be computed with.
         kernels: why the GPU kernels are not there and what to do, or empty.
         warnings: what works differently than it looks, each with its cure.
     """
@@ -84,7 +96,8 @@ class Diagnosis:
     providers: tuple[Provider, ...]
     resampling: bool | None
     kernels: str
-    verbs: tuple[Verb, ...]
+    verbs: tuple[Ability, ...]
+    backends: tuple[Ability, ...]
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -100,6 +113,7 @@ def doctor() -> Diagnosis:
     providers = _providers()
     resampling = _resampling()
     machine = examine()
+    engines = {module: _library(module) for module in _ENGINE_MODULES}
     return Diagnosis(
         version=__version__,
         python=f"{platform.python_version()} ({sys.executable})",
@@ -108,7 +122,8 @@ def doctor() -> Diagnosis:
         providers=providers,
         resampling=resampling,
         kernels=_kernels(),
-        verbs=_verbs(providers, resampling, machine),
+        verbs=_verbs(providers, resampling, machine, engines),
+        backends=_backends(providers, machine, engines),
         warnings=_warnings(packages["lladav"]),
     )
 
@@ -176,50 +191,87 @@ def _kernels() -> str:
     return ""
 
 
-def _verbs(providers: tuple[Provider, ...], resampling: bool | None, machine: Machine) -> tuple[Verb, ...]:
+def _verbs(
+    providers: tuple[Provider, ...], resampling: bool | None, machine: Machine, engines: dict[str, str]
+) -> tuple[Ability, ...]:
     export = _workstation("export", _EXPORT_MODULES)
     verify = _workstation("verify", _VERIFY_MODULES)
-    build = _build(jetson=bool(machine.l4t))
-    return (export, _run(providers, resampling), build, Verb("plan"), verify, Verb("inspect"), Verb("doctor"))
+    build = _build(engines, jetson=bool(machine.l4t))
+    return (export, _run(providers, resampling), build, Ability("plan"), verify, Ability("inspect"), Ability("doctor"))
 
 
-def _workstation(extra: str, modules: tuple[str, ...]) -> Verb:
+def _workstation(extra: str, modules: tuple[str, ...]) -> Ability:
     """A verb that needs the extra of its own name."""
     absent = [name for name in modules if not _importable(name)]
     if absent:
-        return Verb(extra, f"{', '.join(absent)} missing", f"pip install 'lladav[{extra}]'")
-    return Verb(extra)
+        return Ability(extra, f"{', '.join(absent)} missing", f"pip install 'lladav[{extra}]'")
+    return Ability(extra)
 
 
-def _run(providers: tuple[Provider, ...], resampling: bool | None) -> Verb:
+def _run(providers: tuple[Provider, ...], resampling: bool | None) -> Ability:
     absent = [package for module, package in _RUN_MODULES.items() if not _importable(module)]
     if absent:
-        return Verb("run", f"{', '.join(absent)} missing", f"pip install {' '.join(absent)}")
+        return Ability("run", f"{', '.join(absent)} missing", f"pip install {' '.join(absent)}")
     cpu = next((p.fault for p in providers if p.name == _CPU), "not offered")
     if cpu:
-        return Verb("run", f"{_CPU}: {cpu}", "pip install --force-reinstall onnxruntime")
+        return Ability("run", f"{_CPU}: {cpu}", "pip install --force-reinstall onnxruntime")
     if resampling is None:
-        return Verb("run", "Pillow or numpy does not load", "pip install --force-reinstall pillow numpy")
+        return Ability("run", "Pillow or numpy does not load", "pip install --force-reinstall pillow numpy")
     if not resampling:
         cure = "pip install 'pillow>=10.3,<=13.0'"
-        return Verb("run", "this Pillow resizes pictures otherwise than the reference: answers may differ", cure)
-    return Verb("run")
+        return Ability("run", "this Pillow resizes pictures otherwise than the reference: answers may differ", cure)
+    return Ability("run")
 
 
-def _build(*, jetson: bool) -> Verb:
+def _library(module: str) -> str:
+    """Why a library of engines does not load, or nothing."""
+    if not _importable(module):
+        return f"{module} missing"
+    tried = _python(f"import {module}; {module}.Builder")
+    return f"{module}: {_last_line(tried)}" if tried.returncode else ""
+
+
+def _build(engines: dict[str, str], *, jetson: bool) -> Ability:
     """Works with either library; TensorRT also wants the GPU that it builds for, which `build` says."""
-    faults = []
-    for module in _ENGINE_MODULES:
-        if not _importable(module):
-            faults.append(f"{module} missing")
-        elif (tried := _python(f"import {module}; {module}.Builder")).returncode:
-            faults.append(f"{module}: {_last_line(tried)}")
-        else:
-            return Verb("build")
+    if not all(engines.values()):
+        return Ability("build")
     cure = (
         "python3 -m venv --system-site-packages, for JetPack's own" if jetson else "pip install 'lladav[tensorrt-rtx]'"
     )
-    return Verb("build", "; ".join(faults), cure)
+    return Ability("build", "; ".join(engines.values()), cure)
+
+
+def _backends(providers: tuple[Provider, ...], machine: Machine, engines: dict[str, str]) -> tuple[Ability, ...]:
+    """As `run --backend` calls them; those on a GPU want the GPU and a library each."""
+    gpu = _gpu(machine)
+    provider = {name: next((p.fault for p in providers if p.name == name), "not offered") for name in (_CPU, _CUDA)}
+    wanted = {
+        "tensorrt": (engines["tensorrt"], "pip install 'lladav[tensorrt]', or on a Jetson use JetPack's own"),
+        "tensorrt-rtx": (engines["tensorrt_rtx"], "pip install 'lladav[tensorrt-rtx]'"),
+        "ort-cuda": (
+            provider[_CUDA] and f"{_CUDA}: {provider[_CUDA]}",
+            "pip install onnxruntime-gpu in the place of onnxruntime",
+        ),
+    }
+    found = [_first_fault(name, gpu, Ability(name, fault, cure)) for name, (fault, cure) in wanted.items()]
+    cpu = provider[_CPU] and f"{_CPU}: {provider[_CPU]}"
+    return (*found, Ability("cpu", cpu, "pip install --force-reinstall onnxruntime" if cpu else ""))
+
+
+def _first_fault(name: str, *parts: Ability) -> Ability:
+    """All faults of what something needs, with the cure of the first."""
+    faulty = [part for part in parts if part.fault]
+    return Ability(name, "; ".join(part.fault for part in faulty), faulty[0].cure if faulty else "")
+
+
+def _gpu(machine: Machine) -> Ability:
+    """Whether the GPU can be opened and takes our kernels."""
+    if not machine.gpus and not machine.l4t:
+        return Ability("gpu", "no NVIDIA GPU with a driver", "use --backend cpu")
+    tried = _python(_GPU)
+    if tried.returncode:
+        return Ability("gpu", _last_line(tried), "report this with the message")
+    return Ability("gpu", *tried.stdout.splitlines())
 
 
 def _warnings(packages: dict[str, str]) -> tuple[str, ...]:

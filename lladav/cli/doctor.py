@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lladav.cli import screen
-from lladav.doctor import Diagnosis
+from lladav.doctor import Ability, Diagnosis
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
@@ -22,7 +22,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
         screen.print_json(found.to_json())
         return
     out = screen.stdout()
-    for table in (_machine(found), _packages(found), _providers(found), _verbs(found)):
+    backends = _abilities("Backends", "backend", found.backends)
+    verbs = _abilities("Verbs", "verb", found.verbs)
+    for table in (_machine(found), _packages(found), _providers(found), backends, verbs):
         out.print(table)
         out.print()
     _print_warnings(found, out)
@@ -72,10 +74,10 @@ def _providers(found: Diagnosis) -> Table:
     return table
 
 
-def _verbs(found: Diagnosis) -> Table:
-    table = screen.table("Verbs", "verb", "works", "why not", "cure")
-    for verb in found.verbs:
-        table.add_row(verb.name, screen.verdict(not verb.fault, "yes", "no"), verb.fault, verb.cure)
+def _abilities(title: str, name: str, abilities: tuple[Ability, ...]) -> Table:
+    table = screen.table(title, name, "works", "why not", "cure")
+    for ability in abilities:
+        table.add_row(ability.name, screen.verdict(not ability.fault, "yes", "no"), ability.fault, ability.cure)
     return table
 
 

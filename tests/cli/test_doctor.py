@@ -123,6 +123,52 @@ def test_gpu_kernels_are_found_or_have_a_cure(monkeypatch: pytest.MonkeyPatch, t
     assert doctor().kernels == ""
 
 
+def abilities(diagnosis: Diagnosis) -> dict[str, tuple[str, str]]:
+    return {backend.name: (backend.fault, backend.cure) for backend in diagnosis.backends}
+
+
+@pytest.mark.usefixtures("quick")
+def test_backends_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = machine.Machine("", "", 1, (), None, "", (), "", "", "")
+    monkeypatch.setattr(doctor_module, "examine", lambda: nothing)
+    found = abilities(doctor())
+    assert list(found) == ["tensorrt", "tensorrt-rtx", "ort-cuda", "cpu"]
+    assert found.pop("cpu") == ("", "")
+    for fault, cure in found.values():
+        assert fault.startswith("no NVIDIA GPU with a driver")
+        assert cure == "use --backend cpu"
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("probe", "fault", "cure"),
+    [
+        ("", "", ""),
+        ("print('no kernel', 'make kernels', sep='\\n')", "no kernel", "make kernels"),
+        ("import os; os.abort()", "the process ended with", "report this"),
+    ],
+)
+def test_backends_with_a_gpu(monkeypatch: pytest.MonkeyPatch, probe: str, fault: str, cure: str) -> None:
+    card = machine.Gpu("NVIDIA H200", "580.1", "143771 MiB", "9.0")
+    there = machine.Machine("", "", 1, (), None, "", (card,), "", "", "")
+    monkeypatch.setattr(doctor_module, "examine", lambda: there)
+    monkeypatch.setattr(doctor_module, "_GPU", probe)
+    monkeypatch.setattr(doctor_module, "_library", lambda name: "" if name == "tensorrt" else f"{name} missing")
+    found = abilities(doctor())
+    assert found["tensorrt"][0].startswith(fault)
+    assert found["tensorrt"][1].startswith(cure)
+    assert bool(found["tensorrt"][0]) == bool(fault)
+    assert found["tensorrt-rtx"][0].endswith("tensorrt_rtx missing")
+    assert found["ort-cuda"][0].endswith("CUDAExecutionProvider: not offered")
+
+
+def test_probe_of_the_gpu_ends_with_a_verdict() -> None:
+    """Whatever this machine has: nothing, or what is missing and its cure."""
+    done = doctor_module._python(doctor_module._GPU)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) in (0, 2)
+
+
 def test_cpu_features() -> None:
     assert machine._cpu(CPUINFO_X86) == ("AMD EPYC", ("AVX2", "AVX-512", "AVX-512 VNNI"))
     assert machine._cpu(CPUINFO_ORIN)[1] == ("NEON", "NEON FP16", "NEON dot product")
