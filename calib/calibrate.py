@@ -7,7 +7,8 @@ left of a quantised model; so rows are counted apart by pass, place and share of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -192,17 +193,25 @@ def _observe_all(observer: Observer, header: Header, target: Path, force: bool, 
     collector = Collector(observer.conditions, found.arrays)
     progress.start("calibrate", header.run.count * observer.passes)
     progress.advance(found.header.done * observer.passes)
-    try:
-        for number in range(found.header.done, header.run.count):
+    for number in range(found.header.done, header.run.count):
+        with _dropping(state):
             observer.observe(number, collector, progress.advance)
-            found = Statistics(header.model_copy(update={"done": number + 1}), found.arrays)
-            found.write(state)
+        found = Statistics(header.model_copy(update={"done": number + 1}), found.arrays)
+        found.write(state)
+    with _dropping(state):
         refuse_constant(found)
-    except CalibrationError:
-        state.unlink(missing_ok=True)  # it would fail again
-        raise
     state.replace(target)
     return found
+
+
+@contextmanager
+def _dropping(state: Path) -> Iterator[None]:
+    """Keeps nothing of a calibration that would fail again."""
+    try:
+        yield
+    except CalibrationError:
+        state.unlink(missing_ok=True)
+        raise
 
 
 def _unfinished(state: Path, header: Header, force: bool) -> Statistics | None:

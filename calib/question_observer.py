@@ -71,14 +71,15 @@ class QuestionObserver:
         self._observe_passes(number, self._merged(question), events, collector, advance)
 
     def _observe_crops(self, number: int, picture: Path, collector: Collector) -> None:
-        rule = self._pipeline.pictures.encoder.preprocessing
-        tokens = self._pipeline.pictures.encoder.geometry.tokens
+        rule, vision = self._manifest.preprocessing, self._manifest.geometry.vision
+        assert rule is not None
+        assert vision is not None
         crops = self._pipeline.pictures.picture(picture, "anyres").crops
         for i in range(len(crops)):
             values: dict[str, Array] = {"pixel_values": pixel_values(crops[i : i + 1], mean=rule.mean, std=rule.std)}
             if self._saved:
                 self._saved.save("vision_encoder", f"{number:05d}-{i:02d}", values)
-            rows = [_CROPS[min(i, 1)]] * tokens
+            rows = [_CROPS[min(i, 1)]] * vision.tokens
             for graph in ("vision_encoder", "connector"):
                 values = self.graphs[graph].run(values, collector.counting(graph, rows))
 

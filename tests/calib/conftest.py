@@ -17,7 +17,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     draw = np.random.default_rng(0)
     for number in range(LEAST_PICTURES):
-        noise = draw.integers(0, 256, (40 + 30 * number, 90, 3), np.uint8)
+        noise = draw.integers(0, 256, (40 + 20 * number, 90, 3), np.uint8)
         Image.fromarray(noise).save(folder / f"{number}.png")
     (folder / "LICENSES.md").write_text("made here")
     return folder

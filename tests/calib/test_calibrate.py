@@ -290,6 +290,39 @@ def test_inputs_beside_questions(refused: Callable[..., None], pictures: Path) -
     refused(OptionError, "--inputs takes the place of questions", images=pictures, inputs=["a.npz"])
 
 
+def test_a_full_disk_keeps_what_was_counted(
+    done: Calibrated,
+    tiny_bundle: Path,
+    pictures: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[Path] = []
+    write = Statistics.write
+
+    def full_at_the_second(self: Statistics, path: Path) -> None:
+        if written:
+            raise CalibrationError("no space left", cure="free some")
+        written.append(path)
+        write(self, path)
+
+    output = tmp_path / "s.npz"
+    with monkeypatch.context() as patch:
+        patch.setattr(Statistics, "write", full_at_the_second)
+        with pytest.raises(CalibrationError, match="no space left"):
+            calibrate(tiny_bundle, output, images=pictures, prompts=prompts, config=SHORT)
+    assert Statistics.read(written[0]).header.done == 1
+    calibrate(tiny_bundle, output, images=pictures, prompts=prompts, config=SHORT)
+    assert output.read_bytes() == done[0].read_bytes()
+
+
+def test_prompts_are_asked_once(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("b\na\n\n  b \n")
+    assert read_prompts(file) == ("b", "a")
+
+
 @pytest.mark.parametrize(
     ("factor", "error", "said"),
     [

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from lladav.calib.questions import LEAST_PICTURES
 from lladav.cli.app import app
 from lladav.statistics import Statistics
 
@@ -24,7 +25,7 @@ def calibrate(*arguments: object, expect: int = 0) -> tuple[str, str]:
 def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for number in range(4):
+    for number in range(LEAST_PICTURES):
         noise = np.random.default_rng(number).integers(0, 256, (50, 90, 3), np.uint8)
         Image.fromarray(noise).save(folder / f"{number}.png")
     return folder
