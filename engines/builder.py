@@ -11,17 +11,23 @@ from lladav.engines.compile import Order, compile_plan
 from lladav.engines.here import Here, describe
 from lladav.engines.library import builds_ahead, known_capabilities, load_library
 from lladav.engines.plan_file import sole_writer, staged_file
+from lladav.engines.prediction import unsplit_head
 from lladav.engines.profiles import graph_profiles
 from lladav.engines.progress import PERCENT, Progress
 from lladav.engines.target import EnginePrecision, Target, load_target
 from lladav.errors import EngineError
 from lladav.machine import examine
 from lladav.manifest import FileEntry
-from lladav.records import FOLDER, EngineRecord
+from lladav.records import FOLDER, EngineRecord, engine_precision
 
 TIMING_CACHE = "timing.cache"
-EXPORTED: tuple[EnginePrecision, ...] = ("fp16", "bf16")
-"""What `lladav export` writes of the precisions that engines may have."""
+EXPORTED: dict[EnginePrecision, str] = {
+    "fp16": "--dtype fp16",
+    "bf16": "--dtype bf16",
+    "int8": "--dtype fp16 --quantize w8",
+    "int4": "--dtype fp16 --quantize w4",
+}
+"""Of the precisions that engines may have those that `lladav export` writes, and the options for it."""
 
 # Measured with TensorRT-RTX 1.7.1 at the real width: memory of the process, beside the mapped
 # weights, per byte of weights.
@@ -55,6 +61,7 @@ def build(
     """
     opened, wanted = Bundle.open(bundle), load_target(target)
     check_precision(opened, wanted, precision)
+    check_head(opened, wanted)
     trt = load_library(wanted.library)
     here = describe(wanted.library)
     check_builder(trt, wanted, here)
@@ -72,21 +79,33 @@ def check_precision(bundle: Bundle, target: Target, precision: EnginePrecision |
     Raises:
         EngineError: they do not agree.
     """
-    has = bundle.manifest.precision
+    has = engine_precision(bundle.manifest)
     asked = precision or has
-    ours = [p for p in EXPORTED if p in target.precisions]
-    export = f"lladav export CHECKPOINT NEW_BUNDLE --dtype {asked if asked in ours else ours[0]}"
-    if asked not in target.precisions:
-        raise EngineError(
-            f"{target.title} (compute capability {target.compute_capability}) takes {', '.join(target.precisions)}, "
-            f"not {asked}",
-            cure=f"export again with `{export}` and build from that",
-        )
+    ours = [options for name, options in EXPORTED.items() if name in target.precisions]
+    options = next((EXPORTED[name] for name in EXPORTED if name == asked and name in target.precisions), ours[0])
+    export = f"lladav export CHECKPOINT NEW_BUNDLE {options}"
+    for wanted in (asked, bundle.manifest.precision):
+        if wanted not in target.precisions:
+            raise EngineError(
+                f"{target.title} (compute capability {target.compute_capability}) takes "
+                f"{', '.join(target.precisions)}, not {wanted}",
+                cure=f"export again with `{export}` and build from that",
+            )
     if asked != has:
         what = f"{bundle.path} is in {has}, and an engine of it cannot be in {asked}: types come from the graph"
         if asked not in EXPORTED:
             raise EngineError(f"{what}; `lladav export` does not write {asked}", cure=f"export with `{export}`")
         raise EngineError(what, cure=f"export again with `{export}` and build from that")
+
+
+def check_head(bundle: Bundle, target: Target) -> None:
+    """Whether the head is split where one product of it may not build.
+
+    Raises:
+        EngineError: it is not.
+    """
+    if fault := unsplit_head(target, bundle.manifest):
+        raise EngineError(fault, cure="export again without --head-parts, which splits it as every target needs it")
 
 
 def check_builder(trt: Any, target: Target, here: Here) -> None:
@@ -159,7 +178,7 @@ def _build(
     record = EngineRecord(
         graph=name,
         target=target.name,
-        precision=bundle.manifest.precision,
+        precision=engine_precision(bundle.manifest),
         library=target.library,
         library_version=trt.__version__,
         compute_capability=target.compute_capability,

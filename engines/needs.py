@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lladav.geometry import LanguageGeometry
+from lladav.geometry import Geometry, LanguageGeometry
 from lladav.inspect import count_parameters
-from lladav.manifest import Manifest, Precision
+from lladav.manifest import INT4_BLOCK, Manifest, Precision, QuantizedForm
 from lladav.memory_plan import BYTES, PAST, Sizes, most_tiles, plan_memory
 
 # What TensorRT-RTX 1.7.1 asked for at compute capabilities 8.6 and 8.9 lay below this, by a fifth
@@ -47,7 +47,15 @@ class Needs:
         return self.prompt_kv + self.logits + self.buffers
 
 
-def memory_needs(manifest: Manifest, prompt: int, canvas: int, *, batch: int = 1, precision: Precision) -> Needs:
+def memory_needs(
+    manifest: Manifest,
+    prompt: int,
+    canvas: int,
+    *,
+    batch: int = 1,
+    precision: Precision,
+    form: QuantizedForm | None = None,
+) -> Needs:
     """What one size of prompt and canvas takes.
 
     Args:
@@ -55,14 +63,15 @@ def memory_needs(manifest: Manifest, prompt: int, canvas: int, *, batch: int = 1
         prompt: positions.
         canvas: positions.
         batch: sequences side by side.
-        precision: of the weights, which may be another than the bundle's.
+        precision: of matrix products, which may be another than the bundle's.
+        form: of the linear layers, where they are integers.
     """
     g, width = manifest.geometry.language, BYTES[precision]
     window = prompt + canvas
     plan = plan_memory(manifest, Sizes(batch, prompt, canvas, most_tiles(manifest)), precision=precision)
     prompt_kv, logits = plan.bytes_of(PAST), plan.bytes_of("logits")
     return Needs(
-        weights=sum(weight_bytes(manifest, precision).values()),
+        weights=sum(weight_bytes(manifest, precision, form).values()),
         activations=max(
             activation_bytes(g, window, window, past=0, rows=canvas, batch=batch, width=width),
             activation_bytes(g, canvas, window, past=prompt, rows=canvas, batch=batch, width=width),
@@ -73,13 +82,34 @@ def memory_needs(manifest: Manifest, prompt: int, canvas: int, *, batch: int = 1
     )
 
 
-def weight_bytes(manifest: Manifest, precision: Precision) -> dict[str, int]:
+def weight_bytes(manifest: Manifest, precision: Precision, form: QuantizedForm | None = None) -> dict[str, int]:
     """Bytes of every engine's weights; norms, which stay float32, are counted like the rest."""
     g, counts = manifest.geometry.language, count_parameters(manifest.geometry)
     parts = {"denoiser": counts["language_model"] - g.vocab_rows * g.hidden_size}
     if manifest.geometry.vision is not None:
         parts |= {"vision_encoder": counts["vision_tower"], "connector": counts["connector"]}
-    return {name: count * BYTES[precision] for name, count in parts.items()}
+    width = BYTES[precision]
+    if form is None:
+        return {name: count * width for name, count in parts.items()}
+    # A scale per output feature is less than a thousandth, one per block is not.
+    of_linear = {"denoiser": 0.5 + width / INT4_BLOCK} if form == "w4" else {}
+    linear = _linear_parameters(manifest.geometry)
+    return {
+        name: (count - linear[name]) * width + round(linear[name] * of_linear.get(name, 1))
+        for name, count in parts.items()
+    }
+
+
+def _linear_parameters(geometry: Geometry) -> dict[str, int]:
+    """Weights of the layers that a quantised export turns into integers, by graph."""
+    g, vision = geometry.language, geometry.vision
+    layer = 2 * g.hidden_size * g.head_size * (g.heads + g.kv_heads) + 3 * g.hidden_size * g.intermediate_size
+    counts = {"denoiser": g.layers * layer}
+    if vision is not None:
+        d = vision.hidden_size
+        counts["vision_encoder"] = vision.layers * (4 * d * d + 2 * d * vision.intermediate_size)
+        counts["connector"] = (d + g.hidden_size) * g.hidden_size
+    return counts
 
 
 def activation_bytes(

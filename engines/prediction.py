@@ -14,17 +14,18 @@ from typing import Any
 from lladav.bundle import Bundle
 from lladav.engines.needs import Needs, memory_needs, weight_bytes
 from lladav.engines.profiles import BATCH
-from lladav.engines.target import Target, load_target
+from lladav.engines.target import EnginePrecision, Target, load_target
 from lladav.errors import EngineError, OptionError
 from lladav.geometry import LanguageGeometry
-from lladav.manifest import Precision
-from lladav.memory_plan import default_canvas
+from lladav.manifest import Manifest, Precision, QuantizedForm
+from lladav.memory_plan import BYTES, default_canvas
+from lladav.records import engine_precision
 
 # Llama-3-8B with TinyChat on Jetson AGX Orin 64 GB, as published: 15.0 GB of fp16 weights read in
 # 96 ms a token, of 204.8 GB/s; 1,024 tokens read in 0.566 s, of 42.6 TFLOPS.
 BANDWIDTH_SHARE = 0.76
 COMPUTE_SHARE = 0.64
-PREDICTED: tuple[Precision, ...] = ("fp16", "bf16")
+PREDICTED: tuple[EnginePrecision, ...] = ("fp16", "bf16", "int8", "int4")
 
 # On a Jetson Orin Nano, TensorRT failed at a head of this size in one product.
 FAILED_HEAD_BYTES = 622e6
@@ -61,7 +62,7 @@ class Prediction:
     """
 
     target: Target
-    precision: Precision
+    precision: EnginePrecision
     canvas: int
     batch: int
     rows: tuple[Row, ...]
@@ -88,7 +89,7 @@ def predict(
     bundle: str | Path,
     target: str,
     *,
-    precision: Precision | None = None,
+    precision: EnginePrecision | None = None,
     canvas: int | None = None,
     batch: int = 1,
 ) -> Prediction:
@@ -97,7 +98,8 @@ def predict(
     Args:
         bundle: folder made by `lladav export`.
         target: one of `target_names()`.
-        precision: fp16 or bf16; None takes the bundle's, and fp16 for one in fp32.
+        precision: one of `PREDICTED`, as if exported in that; None takes the bundle's, and fp16 for
+            one in fp32. Matrix products of int8 and int4 weights are counted in the compute type.
         canvas: one of the bundle's canvas buckets; None takes that of the default answer length.
         batch: sequences side by side.
 
@@ -107,8 +109,9 @@ def predict(
         EngineError: the target lacks the precision.
     """
     manifest, wanted = Bundle.open(bundle).manifest, load_target(target)
+    own = engine_precision(manifest)
     if precision is None:
-        precision = "fp16" if manifest.precision == "fp32" else manifest.precision
+        precision = "fp16" if own == "fp32" else own
     if precision not in PREDICTED or precision not in wanted.precisions:
         raise EngineError(
             f"there is no prediction for {precision} on {wanted.title}, which takes {', '.join(wanted.precisions)}",
@@ -122,10 +125,11 @@ def predict(
         )
     if batch < 1:
         raise OptionError(f"a batch of {batch} holds nothing", cure="pass 1 or more")
-    g, weights = manifest.geometry.language, weight_bytes(manifest, precision)["denoiser"]
+    compute, form = _numbers(manifest, precision)
+    g, weights = manifest.geometry.language, weight_bytes(manifest, compute, form)["denoiser"]
     rows = []
     for prompt in manifest.buckets.prompt:
-        needs = memory_needs(manifest, prompt, canvas, batch=batch, precision=precision)
+        needs = memory_needs(manifest, prompt, canvas, batch=batch, precision=compute, form=form)
         window = prompt + canvas
         refresh = _Pass(pass_flops(g, window, window, canvas, batch), weights)
         step = _Pass(pass_flops(g, canvas, window, canvas, batch), weights + needs.prompt_kv)
@@ -140,19 +144,39 @@ def predict(
             )
         )
     sizes = manifest.buckets
-    largest = memory_needs(manifest, sizes.prompt[-1], sizes.canvas[-1], batch=BATCH.most, precision=precision)
-    return Prediction(wanted, precision, canvas, batch, tuple(rows), largest.activations, implications(wanted, g))
+    largest = memory_needs(manifest, sizes.prompt[-1], sizes.canvas[-1], batch=BATCH.most, precision=compute, form=form)
+    notes = implications(wanted, manifest)
+    return Prediction(wanted, precision, canvas, batch, tuple(rows), largest.activations, notes)
 
 
-def implications(target: Target, g: LanguageGeometry) -> tuple[str, ...]:
-    """What is known to go wrong with a model of this size on a target, in two bytes a value."""
-    head = g.vocab_rows * g.hidden_size * 2
-    if not target.splits_head or head < FAILED_HEAD_BYTES:
-        return ()
-    return (
-        f"the head takes {head / 1e6:,.0f} MB in one product, which may not build: {target.sources['splits_head']}. "
-        "`lladav export` does not split it yet",
-    )
+def implications(target: Target, manifest: Manifest) -> tuple[str, ...]:
+    """What is known, or not known, about a bundle on a target beside its sizes."""
+    notes = []
+    if head_fault := unsplit_head(target, manifest):
+        notes.append(head_fault)
+    if manifest.quantization and manifest.quantization.form == "w8a8" and target.library == "tensorrt_rtx":
+        notes.append(
+            "TensorRT-RTX's support matrix has INT8 for weights alone: it builds engines that multiply integers, and "
+            "nobody has measured whether they are faster than w8"
+        )
+    return tuple(notes)
+
+
+def unsplit_head(target: Target, manifest: Manifest) -> str:
+    """What is wrong with a head whose products are as large as one that failed to build; empty if nothing is."""
+    g = manifest.geometry.language
+    part = g.vocab_rows * g.hidden_size * BYTES[manifest.precision] // manifest.head_parts
+    if not target.splits_head or part < FAILED_HEAD_BYTES:
+        return ""
+    return f"the head takes {part / 1e6:,.0f} MB in one product, which may not build: {target.sources['splits_head']}"
+
+
+def _numbers(manifest: Manifest, precision: EnginePrecision) -> tuple[Precision, QuantizedForm | None]:
+    """Compute type and form of the linear layers in a bundle of that precision."""
+    if precision in ("fp16", "bf16"):
+        return precision, None
+    compute: Precision = "fp16" if manifest.precision == "fp32" else manifest.precision
+    return compute, "w4" if precision == "int4" else "w8"
 
 
 @dataclass(frozen=True)

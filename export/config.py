@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, field_validator
+from pydantic import BaseModel, ConfigDict, PositiveInt, field_validator, model_validator
 
-from lladav.manifest import Precision, TensorType
+from lladav.manifest import Precision, QuantizedForm, TensorType
 
 COMPUTE_TYPES: dict[Precision, TensorType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -23,6 +24,10 @@ class ExportConfig(BaseModel):
         canvas_buckets: answer lengths, suffix included.
         vocab_rows: `tokenizer` cuts embedding and head to the tokenizer's length as the authors'
             loader does; `all` keeps every row.
+        quantize: integers for the linear layers, see `Quantization`; None leaves them in `dtype`.
+        statistics: file of `lladav calibrate` that says how large the inputs of layers are, for `w8a8`.
+        head_parts: into how many products along the vocabulary the head is split; None is as many as
+            make each easily built on every target.
         verify: compare the graphs with PyTorch before the bundle appears.
     """
 
@@ -35,6 +40,9 @@ class ExportConfig(BaseModel):
     )
     canvas_buckets: tuple[PositiveInt, ...] = (2, 8, 16, 32, 64, 96, 128, 256, 512)
     vocab_rows: Literal["tokenizer", "all"] = "tokenizer"
+    quantize: QuantizedForm | None = None
+    statistics: Path | None = None
+    head_parts: PositiveInt | None = None
     verify: bool = True
 
     @field_validator("tile_buckets", "prompt_buckets", "canvas_buckets")
@@ -48,3 +56,9 @@ class ExportConfig(BaseModel):
     @classmethod
     def _with_one(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
         return sizes if sizes[0] == 1 else (1, *sizes)
+
+    @model_validator(mode="after")
+    def _ranges_of_inputs(self) -> ExportConfig:
+        if (self.quantize == "w8a8") != (self.statistics is not None):
+            raise ValueError("w8a8 needs statistics, and nothing else takes them")
+        return self

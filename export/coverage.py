@@ -36,6 +36,16 @@ def expected_tensors(geometry: Geometry) -> Shapes:
     return shapes
 
 
+def linear_layers(geometry: Geometry) -> dict[str, tuple[int, int]]:
+    """Names and sizes `[out, in]` of the linear layers of the model's blocks and of the connector, without the head."""
+    matrices = {name: shape for name, shape in expected_tensors(geometry).items() if len(shape) == 2}
+    return {
+        name.removesuffix(".weight"): (shape[0], shape[1])
+        for name, shape in matrices.items()
+        if name not in VOCABULARY and "embedding" not in name
+    }
+
+
 def check_coverage(checkpoint: Checkpoint, geometry: Geometry) -> dict[str, str]:
     """Compares the checkpoint's tensors with those the model needs.
 

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from lladav.export.attention_graph import JointAttention, KeyValues, SplitAttention
+from lladav.export.graph_form import GraphForm
 from lladav.export.onnx_graph import GraphBuilder
 from lladav.geometry import LanguageGeometry
 from lladav.manifest import TensorType
@@ -24,9 +25,11 @@ from lladav.manifest import TensorType
 # trained in bfloat16, may lie beyond it. They are computed this much smaller (a power of
 # two, so nothing is rounded) and enlarged again in float32.
 FLOAT16_HEADROOM = 32.0
+# Parts of the head begin at a multiple of what matrix units take at once.
+_HEAD_MULTIPLE = 64
 
 
-def denoiser(g: LanguageGeometry, compute: TensorType) -> GraphBuilder:
+def denoiser(g: LanguageGeometry, form: GraphForm) -> GraphBuilder:
     """The language model's pass over a window, in the form that engine builders fuse.
 
     Inputs: `inputs_embeds` `[B, W, D]` float32, `position_ids` `[B, W]` int64,
@@ -41,21 +44,21 @@ def denoiser(g: LanguageGeometry, compute: TensorType) -> GraphBuilder:
 
     Args:
         g: sizes; `vocab_rows` is the number of rows of logits.
-        compute: type of matrix products; RMSNorm, rotary embedding, softmax, the residual
+        form: of weights and matrix products; RMSNorm, rotary embedding, softmax, the residual
             stream and the logits are float32.
     """
-    b = GraphBuilder("denoiser", compute)
-    inputs = _inputs(b, g, compute)
+    b = GraphBuilder("denoiser", form)
+    inputs = _inputs(b, g, form.compute)
     kept = b.input("kept", "int64", ("kept",))
 
     def keep(part: str) -> str:
         return b.op("Gather", part, kept, axis=2, name="kept")
 
-    _language_model(b, g, inputs, JointAttention(b, inputs.bias, compute), keep, "kept")
+    _language_model(b, g, inputs, JointAttention(b, inputs.bias, form.compute), keep, "kept")
     return b
 
 
-def denoiser_cpu(g: LanguageGeometry, compute: TensorType, joint: GraphBuilder) -> GraphBuilder:
+def denoiser_cpu(g: LanguageGeometry, form: GraphForm, joint: GraphBuilder) -> GraphBuilder:
     """The same pass in the form that costs ONNX Runtime least, on the weights of `joint`.
 
     Past keys and values are read where they lie. Of the window's own only the first are
@@ -64,7 +67,7 @@ def denoiser_cpu(g: LanguageGeometry, compute: TensorType, joint: GraphBuilder) 
     float32, because that is what ONNX Runtime multiplies on the CPU: from float16 it would widen
     all of them in every step.
     """
-    b = GraphBuilder("denoiser_cpu", compute, weights_of=joint)
+    b = GraphBuilder("denoiser_cpu", form, weights_of=joint)
     inputs = _inputs(b, g, "float32")
     count = b.input("keep", "int64", (1,))
 
@@ -149,12 +152,24 @@ def _language_model(
                 x = b.op("Add", x, _mlp(b, h, f"{prefix}.mlp", g), name="residual")
     with b.scope("head"):
         normed = b.cast(_rms_norm(b, x, "model.norm", g), b.compute, "float32")
-        logits = b.linear(normed, "lm_head", (g.vocab_rows, g.hidden_size), name="lm_head")
-        logits = b.cast(logits, "float32", b.compute)
+        logits = _head(b, normed, g)
     b.output(logits, "logits", "float32", ("batch", "rows", g.vocab_rows))
     for i, parts in enumerate(present):
         for name, part in parts._asdict().items():
             b.output(part, f"present.{i}.{name}", inputs.cache, ("batch", g.kv_heads, kept, g.head_size))
+
+
+def _head(b: GraphBuilder, x: str, g: LanguageGeometry) -> str:
+    """Logits `[B, R, V]` float32, in products along the vocabulary of about one size."""
+    step = -(-g.vocab_rows // (b.form.head_parts * _HEAD_MULTIPLE)) * _HEAD_MULTIPLE
+    starts = range(0, g.vocab_rows, step)
+    logits = []
+    for number, start in enumerate(starts):
+        shape = (min(step, g.vocab_rows - start), g.hidden_size)
+        part = f".{number}" if len(starts) > 1 else ""
+        weight = b.weight("lm_head.weight", shape, transposed=True, start=start, part=part)
+        logits.append(b.cast(b.op("MatMul", x, weight, name="lm_head"), "float32", b.compute))
+    return b.op("Concat", *logits, axis=-1, name="logits") if len(logits) > 1 else logits[0]
 
 
 class _Rotary(NamedTuple):
@@ -190,13 +205,19 @@ def _rms_norm(b: GraphBuilder, x: str, source: str, g: LanguageGeometry) -> str:
     return b.op("Mul", b.op("Div", x, root), scale, name="rms_norm")
 
 
+def input_headroom(linear: str, compute: TensorType) -> float:
+    """How many times smaller a graph computes a linear layer of the language model."""
+    return FLOAT16_HEADROOM if compute == "float16" and linear.endswith((".o_proj", ".down_proj")) else 1.0
+
+
 def _into_residual(b: GraphBuilder, x: str, source: str, shape: tuple[int, int], name: str) -> str:
     """`x @ W` for a float32 `x`, as float32, with headroom where the compute type needs it."""
-    headroom = FLOAT16_HEADROOM if b.compute == "float16" else None
-    if headroom:
+    headroom = input_headroom(source, b.compute)
+    if headroom > 1:
         x = b.op("Mul", x, b.constant(1 / headroom, "float32"), name="shrink")
-    y = b.cast(b.linear(b.cast(x, b.compute, "float32"), source, shape, name=name), "float32", b.compute)
-    return b.op("Mul", y, b.constant(headroom, "float32"), name="enlarge") if headroom else y
+    y = b.linear(b.cast(x, b.compute, "float32"), source, shape, name=name, shrunk=headroom)
+    y = b.cast(y, "float32", b.compute)
+    return b.op("Mul", y, b.constant(headroom, "float32"), name="enlarge") if headroom > 1 else y
 
 
 def _heads(b: GraphBuilder, h: str, source: str, heads: int, g: LanguageGeometry) -> str:

@@ -21,13 +21,15 @@ from lladav.export.checkpoint import Checkpoint
 from lladav.export.config import COMPUTE_TYPES, ExportConfig
 from lladav.export.coverage import check_coverage
 from lladav.export.denoiser_graph import denoiser, denoiser_cpu
+from lladav.export.graph_form import GraphForm, head_parts, linear_forms
 from lladav.export.model_config import read_geometry, read_preprocessing, read_tokens, tokenizer_length
-from lladav.export.onnx_graph import ELEMENT_BYTES, GraphBuilder
+from lladav.export.onnx_graph import ELEMENT_BITS, GraphBuilder
 from lladav.export.progress import Progress
 from lladav.export.vision_graphs import connector, vision_encoder
 from lladav.export.weights import HashedFile, WeightStream
 from lladav.geometry import Geometry
 from lladav.manifest import (
+    INT4_BLOCK,
     MASK_DISTANCE,
     Buckets,
     CheckpointIdentity,
@@ -35,10 +37,11 @@ from lladav.manifest import (
     GenerationDefaults,
     Manifest,
     Precision,
+    Quantization,
     TableSpec,
-    TensorType,
 )
 from lladav.staging import staged_folder
+from lladav.statistics import Statistics
 
 # `llava/conversation.py`, template `llava_llada`.
 SYSTEM_PROMPT = (
@@ -80,8 +83,17 @@ def export(
     tokens = read_tokens(source)
     check_coverage(source, geometry)
     precision = config.dtype or ("fp32" if source.dtype == "float32" else "fp16")
-    builders = build_graphs(geometry, COMPUTE_TYPES[precision])
-    table = rows * geometry.language.hidden_size * ELEMENT_BYTES[COMPUTE_TYPES[precision]]
+    compute = COMPUTE_TYPES[precision]
+    width = ELEMENT_BITS[compute] // 8
+    quantization = _quantization(config)
+    statistics = Statistics.open(config.statistics) if config.statistics else None
+    form = GraphForm(
+        compute,
+        config.head_parts or head_parts(geometry.language, width),
+        linear_forms(geometry, quantization, statistics) if quantization else {},
+    )
+    builders = build_graphs(geometry, form)
+    table = rows * geometry.language.hidden_size * width
     needed = sum(b.weights_bytes for b in builders if b.owns_weights) + table + (1 << 24)
     with staged_folder(Path(bundle), needed) as folder:
         progress.start("weights", _used_bytes(source, builders, geometry))
@@ -99,6 +111,8 @@ def export(
         max_prompt = int(source.config.get("tokenizer_model_max_length") or geometry.language.max_positions)
         manifest = Manifest(
             precision=precision,
+            quantization=quantization,
+            head_parts=form.head_parts,
             geometry=geometry,
             graphs={b.name: b.spec() for b in builders},
             tables=tables,
@@ -115,6 +129,8 @@ def export(
             versions={"lladav": __version__, "onnx": version("onnx"), "python": platform.python_version()},
             files=tuple(files + table_files + [_entry(folder / name) for name in small]),
         )
+        if statistics is not None:
+            statistics.check(manifest)
         manifest.write(folder)
         if config.verify:
             from lladav.export.verify import verify
@@ -123,14 +139,20 @@ def export(
     return Bundle.open(bundle)
 
 
-def build_graphs(geometry: Geometry, compute: TensorType) -> list[GraphBuilder]:
+def build_graphs(geometry: Geometry, form: GraphForm) -> list[GraphBuilder]:
     """Every graph of a bundle, without weights."""
-    graphs = [denoiser(geometry.language, compute)]
-    if compute != "bfloat16":  # which ONNX Runtime cannot multiply on the CPU
-        graphs.append(denoiser_cpu(geometry.language, compute, graphs[0]))
+    graphs = [denoiser(geometry.language, form)]
+    if form.compute != "bfloat16":  # which ONNX Runtime cannot multiply on the CPU
+        graphs.append(denoiser_cpu(geometry.language, form, graphs[0]))
     if geometry.vision is not None:
-        graphs += [vision_encoder(geometry.vision, compute), connector(geometry, compute)]
+        graphs += [vision_encoder(geometry.vision, form), connector(geometry, form)]
     return graphs
+
+
+def _quantization(config: ExportConfig) -> Quantization | None:
+    if config.quantize is None:
+        return None
+    return Quantization(form=config.quantize, block=INT4_BLOCK if config.quantize == "w4" else None)
 
 
 def _vocabulary_rows(source: Checkpoint, config: ExportConfig) -> int:

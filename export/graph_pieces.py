@@ -12,13 +12,17 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from lladav.export.quantize import unpacked
+
 Array = npt.NDArray[Any]
 
 _STORED: dict[int, type[np.generic]] = {
     TensorProto.FLOAT: np.float32,
     TensorProto.FLOAT16: np.float16,
     TensorProto.BFLOAT16: np.uint16,
+    TensorProto.INT8: np.int8,
 }
+_INTEGERS = (TensorProto.INT8, TensorProto.INT4)
 _NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 # They pass values on as they are, so there is nothing to round.
 _MOVES = frozenset({"Concat", "Gather", "Reshape", "Split", "Transpose"})
@@ -139,9 +143,9 @@ class GraphPieces:
         external = [t for t in tensors if t.data_location == TensorProto.EXTERNAL]
         inputs = tuple(name for name in used if name not in made and name not in self._initializers)
         outputs = [name for name in made if self._users.get(name, set()) - {scope} or name in shown]
-        weights = {f"{t.name}/stored": self._map(t) for t in external}
+        weights = {f"{t.name}/stored": map_weight(self._folder, t) for t in external}
         graph = helper.make_graph(
-            [helper.make_node("Cast", [f"{t.name}/stored"], [t.name], to=TensorProto.FLOAT) for t in external]
+            [helper.make_node("Cast", [f"{t.name}/stored"], [t.name], to=_computed(t)) for t in external]
             + [rounded for node in nodes for rounded in self._rounded(node)],
             scope or "whole",
             [helper.make_tensor_value_info(name, self._element(name), None) for name in inputs]
@@ -179,14 +183,22 @@ class GraphPieces:
         steps.append(helper.make_node("Cast", [f"{result}/rounded"], [result], to=TensorProto.FLOAT))
         return steps
 
-    def _map(self, weight: onnx.TensorProto) -> Array:
-        """A weight as it lies in the file; bfloat16, which NumPy does not know, as float32."""
-        place = _place(weight)
-        file, kind = self._folder / place["location"], _STORED[weight.data_type]
-        stored = np.memmap(file, kind, "r", int(place["offset"]), tuple(weight.dims))
-        if weight.data_type != TensorProto.BFLOAT16:
-            return stored
-        return np.left_shift(stored, 16, dtype=np.uint32).view(np.float32)
+
+def map_weight(folder: Path, weight: onnx.TensorProto) -> Array:
+    """A weight as it lies in a bundle's file; bfloat16, which NumPy does not know, as float32, and int4 as int8."""
+    place, shape = _place(weight), tuple(weight.dims)
+    stored = np.memmap(folder / place["location"], np.uint8, "r", int(place["offset"]), int(place["length"]))
+    if weight.data_type == TensorProto.INT4:
+        return unpacked(stored, shape)
+    values = stored.view(_STORED[weight.data_type]).reshape(shape)
+    if weight.data_type != TensorProto.BFLOAT16:
+        return values
+    return np.left_shift(values, 16, dtype=np.uint32).view(np.float32)
+
+
+def _computed(weight: onnx.TensorProto) -> int:
+    """The type in which a piece takes a weight."""
+    return int(TensorProto.INT8 if weight.data_type in _INTEGERS else TensorProto.FLOAT)
 
 
 def _read_by(node: onnx.NodeProto) -> list[str]:

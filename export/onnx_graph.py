@@ -12,27 +12,39 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from lladav.export.graph_form import GraphForm, LinearForm
+from lladav.export.quantize import LEVELS, scales_for
 from lladav.manifest import GraphSpec, TensorSpec, TensorType
 
-OPSET = 20
 # IR 9 is what opset 20 came with, and the newest that TensorRT 10.3 reads.
-IR_VERSION = 9
+OPSET, IR_VERSION = 20, 9
+# The first with int4.
+OPSET_INT4, IR_VERSION_INT4 = 21, 10
 # Weights start on pages, so that a runtime may map them instead of copying.
 ALIGNMENT = 4096
 
-ELEMENT_TYPES: dict[TensorType, int] = {
+StoredType = Literal["float32", "float16", "bfloat16", "int64", "int8", "int4"]
+"""Of weights and constants: those of a graph's inputs and outputs, and integers that stand for weights."""
+
+ELEMENT_TYPES: dict[StoredType, int] = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
     "int64": TensorProto.INT64,
+    "int8": TensorProto.INT8,
+    "int4": TensorProto.INT4,
 }
-ELEMENT_BYTES: dict[TensorType, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
+ELEMENT_BITS: dict[StoredType, int] = {
+    **{"float32": 32, "float16": 16, "bfloat16": 16, "int64": 64},
+    **{"int8": 8, "int4": 4},
+}
+_CONSTANTS: dict[StoredType, type[np.generic]] = {"int64": np.int64, "int8": np.int8}
 
 
 @dataclass(frozen=True)
@@ -43,21 +55,25 @@ class Weight:
         name: initializer in the graph.
         source: tensor in the checkpoint.
         shape: as stored; a transposed weight is `[in, out]`, so that the graph computes `x @ W`.
-        rows: how many leading rows of the checkpoint's tensor are used.
+        start, stop: which rows of the checkpoint's tensor it holds; further parts of a tensor follow
+            one another.
         offset: position in the weights file in bytes.
+        form: of a layer whose weights are integers; its scales follow as a weight of the same source.
     """
 
     name: str
     source: str
     shape: tuple[int, ...]
-    dtype: TensorType
+    dtype: StoredType
     transposed: bool
-    rows: int
+    start: int
+    stop: int
     offset: int
+    form: LinearForm | None = None
 
     @property
     def bytes(self) -> int:
-        return int(np.prod(self.shape)) * ELEMENT_BYTES[self.dtype]
+        return -(-int(np.prod(self.shape)) * ELEMENT_BITS[self.dtype] // 8)
 
 
 class GraphBuilder:
@@ -65,13 +81,14 @@ class GraphBuilder:
 
     Args:
         name: of the graph and its file.
-        compute: element type of the weights of matrix products and of what they multiply.
+        form: numbers of the weights of matrix products and of what they multiply.
         weights_of: another graph, whose weights file this one reads instead of having its own.
     """
 
-    def __init__(self, name: str, compute: TensorType, weights_of: GraphBuilder | None = None) -> None:
+    def __init__(self, name: str, form: GraphForm, weights_of: GraphBuilder | None = None) -> None:
         self.name = name
-        self.compute = compute
+        self.form = form
+        self.compute = form.compute
         self.weights: list[Weight] = []
         self._lender = weights_of
         self._lent = {weight.name: weight for weight in weights_of.weights} if weights_of else {}
@@ -81,6 +98,7 @@ class GraphBuilder:
         self._outputs: list[TensorSpec] = []
         self._scope: list[str] = []
         self._names: dict[str, int] = {}
+        self._quantized: dict[tuple[str, float], str] = {}
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -145,9 +163,9 @@ class GraphBuilder:
         output = helper.make_tensor_value_info(result, ELEMENT_TYPES[dtype], None)
         return helper.make_graph(inside, self._unique("branch"), [], [output])
 
-    def constant(self, value: float | Sequence[int] | np.ndarray, dtype: TensorType) -> str:
+    def constant(self, value: float | Sequence[int] | np.ndarray, dtype: StoredType) -> str:
         """A small constant kept inside the graph; equal ones are shared."""
-        array = np.asarray(value, dtype=np.int64 if dtype == "int64" else np.float32)
+        array = np.asarray(value, dtype=_CONSTANTS.get(dtype, np.float32))
         key = f"const/{dtype}/{array.shape}/{array.tobytes().hex()}" if array.size <= 16 else self._unique("const")
         if key not in self._constants:
             name = f"const.{len(self._constants)}"
@@ -167,33 +185,80 @@ class GraphBuilder:
         self,
         source: str,
         shape: Sequence[int],
-        dtype: TensorType | None = None,
+        dtype: StoredType | None = None,
         *,
         transposed: bool = False,
-        rows: int | None = None,
+        start: int = 0,
+        part: str = "",
+        form: LinearForm | None = None,
     ) -> str:
-        """Refers to the checkpoint's tensor `source`, whose shape there is `shape`.
+        """Refers to rows of the checkpoint's tensor `source`.
 
         Args:
+            source: name in the checkpoint.
+            shape: of these rows.
+            dtype: as stored; the compute type when None.
             transposed: store `[out, in]` as `[in, out]`.
-            rows: use only that many leading rows (`shape` already counts these).
+            start: the first of the rows.
+            part: what is added to the name where a tensor is used in parts.
+            form: of integers.
         """
+        name = f"{source}{part}"
         if self._lender is not None:
-            self.weights.append(self._lent[source])
-            return source
+            self.weights.append(self._lent[name])
+            return name
         end = self.weights[-1].offset + self.weights[-1].bytes if self.weights else 0
         stored = tuple(reversed(shape)) if transposed else tuple(shape)
         offset = -(-end // ALIGNMENT) * ALIGNMENT
         kind = dtype or self.compute
-        self.weights.append(Weight(source, source, stored, kind, transposed, rows or shape[0], offset))
-        return source
+        self.weights.append(Weight(name, source, stored, kind, transposed, start, start + shape[0], offset, form))
+        return name
 
-    def linear(self, x: str, source: str, shape: tuple[int, int], *, name: str, bias: bool = False) -> str:
-        """`x @ W (+ b)` in the compute type; `shape` is `[out, in]` as in the checkpoint."""
-        y = self.op("MatMul", x, self.weight(f"{source}.weight", shape, transposed=True), name=name)
+    def linear(
+        self, x: str, source: str, shape: tuple[int, int], *, name: str, bias: bool = False, shrunk: float = 1.0
+    ) -> str:
+        """`x @ W (+ b)` in the compute type.
+
+        Args:
+            x: `[..., in]` in the compute type.
+            source: name of the layer in the checkpoint.
+            shape: `[out, in]` as there.
+            name: of the product.
+            bias: whether there is one.
+            shrunk: how many times smaller `x` is than the layer's input.
+        """
+        form = self.form.linears.get(source)
+        if form is None:
+            weight = self.weight(f"{source}.weight", shape, transposed=True)
+        else:
+            weight = self._dequantized(source, shape, form, name)
+            if form.input_range is not None:
+                x = self._rounded_to_int8(x, form.input_range / shrunk)
+        y = self.op("MatMul", x, weight, name=name)
         if bias:
             y = self.op("Add", y, self.weight(f"{source}.bias", shape[:1]), name=f"{name}.bias")
         return y
+
+    def _dequantized(self, source: str, shape: tuple[int, int], form: LinearForm, name: str) -> str:
+        """A layer's weights `[in, out]` from integers and scales."""
+        outputs, inputs = shape
+        codes = self.weight(f"{source}.weight", shape, form.weights, transposed=True, form=form)
+        if form.block is None:
+            scales = self.weight(f"{source}.weight", (outputs,), part="_scale")
+            return self.op("DequantizeLinear", codes, scales, axis=1, name=f"{name}.weight")
+        blocks = (outputs, inputs // form.block)
+        scales = self.weight(f"{source}.weight", blocks, transposed=True, part="_scale")
+        return self.op("DequantizeLinear", codes, scales, axis=0, block_size=form.block, name=f"{name}.weight")
+
+    def _rounded_to_int8(self, x: str, largest: float) -> str:
+        """A layer's input, with a pair of nodes that lets an engine multiply integers; layers may share it."""
+        if (x, largest) not in self._quantized:
+            _, highest = LEVELS["int8"]
+            step = scales_for(largest / highest, helper.tensor_dtype_to_np_dtype(ELEMENT_TYPES[self.compute]))
+            scale, zero = self.constant(step.astype(np.float32), self.compute), self.constant(0, "int8")
+            codes = self.op("QuantizeLinear", x, scale, zero, name="int8")
+            self._quantized[x, largest] = self.op("DequantizeLinear", codes, scale, zero, name="rounded")
+        return self._quantized[x, largest]
 
     @property
     def owns_weights(self) -> bool:
@@ -232,11 +297,10 @@ class GraphBuilder:
         graph = helper.make_graph(
             self._nodes, self.name, values(self._inputs), values(self._outputs), initializer=initializers
         )
+        int4 = any(weight.dtype == "int4" for weight in self.weights)
+        opset, ir_version = (OPSET_INT4, IR_VERSION_INT4) if int4 else (OPSET, IR_VERSION)
         return helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
-            producer_name="lladav",
+            graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version, producer_name="lladav"
         )
 
     def write(self, folder: Path) -> None:

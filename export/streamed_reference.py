@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import ml_dtypes
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lladav.export.checkpoint import Checkpoint
+from lladav.export.quantize import dequantized
 from lladav.export.reference import LanguageLayer, LladaV, rotary_tables, rotate
+from lladav.export.stored_integers import StoredIntegers
 from lladav.geometry import Geometry
 
 Floats = npt.NDArray[np.float32]
@@ -38,14 +41,25 @@ class LayerOutput(NamedTuple):
 
 
 class StreamedReference:
-    """`LladaV` on the values of a checkpoint, in float32 arithmetic whatever their type."""
+    """`LladaV` on the values of a checkpoint, in float32 arithmetic whatever their type.
 
-    def __init__(self, checkpoint: Checkpoint, geometry: Geometry) -> None:
+    Args:
+        checkpoint: the source.
+        geometry: of the model.
+        integers: linear layers that compute with what a bundle's integers stand for instead.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, geometry: Geometry, integers: StoredIntegers | None = None) -> None:
         self._checkpoint = checkpoint
+        self._integers = integers
         self._language = geometry.language
         with torch.device("meta"):
             self._model = LladaV(geometry).requires_grad_(False)
         self._names = {module: name for name, module in self._model.named_modules()}
+        steps = {name: integers.input_step(name) for name in integers} if integers is not None else {}
+        for name, step in steps.items():
+            if step is not None:
+                self._model.get_submodule(name).register_forward_pre_hook(partial(_round_input, step))
 
     def embedding(self, start: int, stop: int) -> Floats:
         """Rows of the embedding table `[stop - start, D]`."""
@@ -110,6 +124,8 @@ class StreamedReference:
         return _numpy(self._tensor(name, start, stop))
 
     def _tensor(self, name: str, start: int, stop: int) -> Tensor:
+        if self._integers is not None and (linear := name.removesuffix(".weight")) in self._integers:
+            return torch.from_numpy(dequantized(self._integers.rows(linear)))[start:stop]
         stored = self._checkpoint.read_rows(name, start, stop)
         if stored.dtype == ml_dtypes.bfloat16:
             return torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16).float()
@@ -125,6 +141,11 @@ class StreamedReference:
         prefix = self._names[module]
         state = {name: self._tensor(f"{prefix}.{name}", 0, len(value)) for name, value in module.state_dict().items()}
         module.load_state_dict(state, assign=True)
+
+
+def _round_input(step: float, _: nn.Module, given: tuple[Tensor]) -> Tensor:
+    """What a layer's input becomes in int8."""
+    return (given[0] / step).round().clamp(-128, 127) * step
 
 
 def _scoped(layers: Iterator[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module]]:

@@ -24,7 +24,8 @@ def verify(
     """Compares every graph and table of a bundle, and the runtime's denoising loop, with PyTorch.
 
     Layers are compared one by one, with little more than one layer in memory; the denoising
-    loop needs both models whole, and is left out where they do not fit.
+    loop needs both models whole, and is left out where they do not fit. Where weights are integers,
+    these are compared with the checkpoint's weights, and graphs with PyTorch on what they stand for.
 
     Args:
         bundle: folder made by `export`.
@@ -38,7 +39,9 @@ def verify(
         BackendError: PyTorch or another package is missing.
     """
     try:
+        from lladav.export.stored_integers import StoredIntegers
         from lladav.export.streamed_reference import StreamedReference
+        from lladav.export.verify_integers import compare_integers
         from lladav.export.verify_layers import LayerByLayer
         from lladav.export.verify_steps import compare_steps
     except ImportError as error:
@@ -54,12 +57,13 @@ def verify(
             f"{bundle} was not made from {checkpoint}: its model has {opened.manifest.geometry} instead of {geometry}",
             cure="pass the checkpoint that was exported",
         )
-    reference = StreamedReference(source, geometry)
+    integers = StoredIntegers(opened)
+    reference = StreamedReference(source, geometry, integers)
     files = {graph.weights for graph in opened.manifest.graphs.values()}
     progress.start("verify", sum(entry.bytes for entry in opened.manifest.files if entry.path in files))
     layers = LayerByLayer(opened, reference, progress)
     prompt = layers.compare(image or PICTURE)
-    rows = [*layers.rows, *compare_steps(opened, reference, prompt)]
+    rows = [*compare_integers(integers, source), *layers.rows, *compare_steps(opened, reference, prompt)]
     report = VerificationReport(tuple(rows), perf_counter() - began)
     if not report.passed:
         raise DeviationError(opened.path, report)

@@ -16,7 +16,7 @@ from lladav.bundle import Bundle
 from lladav.export.graph_pieces import GraphPieces
 from lladav.export.progress import Progress
 from lladav.export.streamed_reference import StreamedReference
-from lladav.export.verification import TOLERANCES, Comparison, Row
+from lladav.export.verification import Comparison, Row, tolerance_of
 from lladav.runtime import merge
 from lladav.runtime.denoiser import GRAPH
 from lladav.runtime.embedding import EmbeddingTable, merge_prompt
@@ -48,7 +48,7 @@ class LayerByLayer:
         self._manifest = bundle.manifest
         self._reference = reference
         self._progress = progress
-        self._tolerance = TOLERANCES[bundle.manifest.precision]
+        self._tolerance = tolerance_of(bundle.manifest)
 
     def compare(self, image: Path) -> Floats:
         """Fills `rows`.

@@ -15,7 +15,8 @@ from lladav.bundle import Bundle
 from lladav.errors import BackendError
 from lladav.export.reference import LladaV
 from lladav.export.streamed_reference import StreamedReference
-from lladav.export.verification import TOLERANCES, Row
+from lladav.export.verification import Row, tolerance_of_steps
+from lladav.inspect import count_parameters
 from lladav.manifest import SpecialTokens
 from lladav.runtime.config import GenerationConfig, Schedule
 from lladav.runtime.denoise import DenoisingLoop, Turn
@@ -45,8 +46,8 @@ def compare_steps(bundle: Bundle, reference: StreamedReference, prompt: Floats) 
     manifest = bundle.manifest
     if manifest.precision == "bf16":
         return [_skipped("the runtime has no bf16 on the CPU")]
-    weights = bundle.file(manifest.graphs["denoiser"].weights).stat().st_size
-    parameters = weights // (2 if manifest.precision == "fp16" else 4)
+    language = manifest.geometry.language
+    parameters = count_parameters(manifest.geometry)["language_model"] - language.vocab_rows * language.hidden_size
     needed = parameters * (_MODEL_BYTES + _SESSION_BYTES[manifest.precision]) + (1 << 28)
     available = available_memory()
     if needed > available:
@@ -61,7 +62,7 @@ def compare_steps(bundle: Bundle, reference: StreamedReference, prompt: Floats) 
     try:
         for (event,) in loop:
             assert event is not None
-            rows.append(loop.row(event, TOLERANCES[manifest.precision].whole))
+            rows.append(loop.row(event, tolerance_of_steps(manifest)))
     except BackendError as error:  # what is wrong with the logits is a finding here
         rows.append(Row("denoising", f"step {len(rows) + 1} logits", math.nan, 0.0, False, error.what))
     return rows

@@ -6,20 +6,21 @@ stay in float32, as does the patch embedding, whose weights are few.
 
 from __future__ import annotations
 
+from lladav.export.graph_form import GraphForm
 from lladav.export.onnx_graph import GraphBuilder
 from lladav.geometry import Geometry, VisionGeometry
-from lladav.manifest import TensorType
 
 TOWER = "model.vision_tower.vision_tower.vision_model"
 
 
-def vision_encoder(g: VisionGeometry, compute: TensorType) -> GraphBuilder:
+def vision_encoder(g: VisionGeometry, form: GraphForm) -> GraphBuilder:
     """`pixel_values` `[tiles, 3, S, S]` -> `vision_features` `[tiles, N, D_vision]`, both float32.
 
     The last layer's output is the result: the authors apply no post-LayerNorm
     (`siglip_encoder.py`).
     """
-    b = GraphBuilder("vision_encoder", compute)
+    b = GraphBuilder("vision_encoder", form)
+    compute = form.compute
     d = g.hidden_size
     pixels = b.input("pixel_values", "float32", ("tiles", 3, g.image_size, g.image_size))
     with b.scope("embeddings"):
@@ -68,14 +69,15 @@ def _attention(b: GraphBuilder, h: str, source: str, g: VisionGeometry) -> str:
     return b.linear(rows, f"{source}.out_proj", (d, d), name="out_proj", bias=True)
 
 
-def connector(geometry: Geometry, compute: TensorType) -> GraphBuilder:
+def connector(geometry: Geometry, form: GraphForm) -> GraphBuilder:
     """`vision_features` `[tiles, N, D_vision]` -> `image_features` `[tiles, N, D]`, both float32.
 
     Two layers with exact (erf) GELU. Stitching crops and appending `image_newline` depends
     on the picture's size, so it is the runtime's gather (`runtime/merge.py`), not a graph.
     """
     assert geometry.vision is not None
-    b = GraphBuilder("connector", compute)
+    b = GraphBuilder("connector", form)
+    compute = form.compute
     d_vision, d = geometry.vision.hidden_size, geometry.language.hidden_size
     x = b.input("vision_features", "float32", ("tiles", geometry.vision.tokens, d_vision))
     h = b.linear(b.cast(x, compute, "float32"), "model.mm_projector.0", (d, d_vision), name="fc1", bias=True)

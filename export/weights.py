@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 import ml_dtypes
@@ -11,10 +13,11 @@ import numpy as np
 
 from lladav.errors import CheckpointError, ExportError
 from lladav.export.checkpoint import Checkpoint, finite
-from lladav.export.onnx_graph import Weight
+from lladav.export.onnx_graph import StoredType, Weight
+from lladav.export.quantize import packed, round_to_nearest
 from lladav.manifest import FileEntry, TensorType
 
-NUMPY_TYPES: dict[TensorType, np.dtype[np.generic]] = {
+NUMPY_TYPES: dict[StoredType, np.dtype[np.generic]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -66,7 +69,7 @@ class WeightStream:
                 yield block[: rows - start]
         self._digests[source] = digest.hexdigest()
 
-    def converted(self, source: str, rows: int, dtype: TensorType) -> Iterator[np.ndarray]:
+    def converted(self, source: str, rows: int, dtype: StoredType) -> Iterator[np.ndarray]:
         """As `blocks`, converted.
 
         Raises:
@@ -96,20 +99,62 @@ class WeightStream:
     def write(self, weights: Iterable[Weight], path: Path) -> FileEntry:
         """Writes the weights at their offsets into one file."""
         with HashedFile(path) as file:
-            for weight in weights:
-                file.pad_to(weight.offset)
-                blocks = self.converted(weight.source, weight.rows, weight.dtype)
-                if weight.transposed:
-                    turned = np.empty(weight.shape, NUMPY_TYPES[weight.dtype])
-                    done = 0
-                    for block in blocks:
-                        turned[:, done : done + len(block)] = block.T
-                        done += len(block)
-                    file.write(turned)
-                else:
-                    for block in blocks:
-                        file.write(block)
+            for _, group in groupby(weights, key=lambda weight: weight.source):
+                parts = tuple(group)
+                arrays = self._quantized(*parts) if parts[0].form else self._plain(parts)
+                for part, array in zip(parts, arrays, strict=True):
+                    file.pad_to(part.offset)
+                    file.write(array)
         return file.entry
+
+    def _plain(self, parts: tuple[Weight, ...]) -> Iterator[np.ndarray]:
+        """Parts of a tensor as they lie in the file."""
+        blocks = self.converted(parts[0].source, parts[-1].stop, parts[0].dtype)
+        rows = _Rows(blocks)
+        for part in parts:
+            array = np.empty(part.shape, NUMPY_TYPES[part.dtype])
+            by_row, done = _by_row(part, array), 0
+            for block in rows.take(part.stop - part.start):
+                by_row[done : done + len(block)] = block
+                done += len(block)
+            yield array
+        deque(blocks, maxlen=0)  # to the end of the tensor, for its fingerprint
+
+    def _quantized(self, codes: Weight, scales: Weight) -> tuple[np.ndarray, np.ndarray]:
+        """Codes and scales of a tensor as they lie in the file."""
+        assert codes.form is not None
+        integers = np.empty(codes.shape, np.int8)
+        steps = np.empty(scales.shape, NUMPY_TYPES[scales.dtype])
+        integer_rows, step_rows, done = _by_row(codes, integers), _by_row(scales, steps), 0
+        for block in self.blocks(codes.source, codes.stop):
+            found = round_to_nearest(block.astype(np.float32), codes.form, steps.dtype)
+            end = done + len(block)
+            integer_rows[done:end] = found.codes
+            step_rows[done:end] = found.scales.reshape(len(block), *step_rows.shape[1:])
+            done = end
+        return packed(integers) if codes.dtype == "int4" else integers, steps
+
+
+class _Rows:
+    """Hands out rows in the numbers that are asked for, from blocks of any number."""
+
+    def __init__(self, blocks: Iterator[np.ndarray]) -> None:
+        self._blocks = blocks
+        self._left = np.empty(0)
+
+    def take(self, count: int) -> Iterator[np.ndarray]:
+        """The next `count` rows."""
+        while count:
+            if not len(self._left):
+                self._left = next(self._blocks)
+            block, self._left = self._left[:count], self._left[count:]
+            count -= len(block)
+            yield block
+
+
+def _by_row(weight: Weight, array: np.ndarray) -> np.ndarray:
+    """A view whose first dimension is the checkpoint's rows."""
+    return array.T if weight.transposed else array
 
 
 class HashedFile:

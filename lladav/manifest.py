@@ -21,9 +21,12 @@ MANIFEST_NAME = "manifest.json"
 # The reference takes a position for masked when its embedding is this close to the mask's in every
 # component (`modeling_llada.py`).
 MASK_DISTANCE = 1e-5
+# Input features that share a scale in a 4-bit weight: what engine builders have kernels for.
+INT4_BLOCK = 128
 _OPEN_SEAL = '"sha256": ""'
 
 Precision = Literal["fp32", "fp16", "bf16"]
+QuantizedForm = Literal["w8", "w4", "w8a8"]
 TensorType = Literal["float32", "float16", "bfloat16", "int64"]
 
 
@@ -46,6 +49,22 @@ class GraphSpec(_Frozen):
     weights: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+class Quantization(_Frozen):
+    """In which integers the linear layers are; head, embeddings, norms and softmax never are.
+
+    Attributes:
+        form: `w8` is int8 weights with a scale per output feature, `w4` int4 weights with a scale per
+            block of inputs, `w8a8` int8 weights and inputs. The vision tower and the connector are
+            in `w8` with each of them, and so are layers whose inputs are no multiple of a block.
+        block: input features that share a scale, where form is `w4`.
+        kept: linear layers, by name in the checkpoint, that stay in the bundle's `precision`.
+    """
+
+    form: QuantizedForm
+    block: PositiveInt | None = None
+    kept: tuple[str, ...] = ()
 
 
 class TableSpec(_Frozen):
@@ -137,12 +156,16 @@ class Manifest(_Frozen):
     """See docs/bundle.md for the meaning of each part.
 
     Attributes:
+        precision: type of matrix products, and of the weights that are not integers.
+        head_parts: into how many products along the vocabulary the head is split.
         sha256: of the manifest's own file with this value left empty, so that no byte of a
             bundle goes unchecked.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     precision: Precision
+    quantization: Quantization | None = None
+    head_parts: PositiveInt = 1
     geometry: Geometry
     graphs: dict[str, GraphSpec]
     tables: dict[str, TableSpec]
@@ -155,6 +178,11 @@ class Manifest(_Frozen):
     versions: dict[str, str]
     files: tuple[FileEntry, ...]
     sha256: str = ""
+
+    @property
+    def numbers(self) -> str:
+        """Precision and quantisation in words, such as `fp16, linear layers in w8`."""
+        return self.precision + (f", linear layers in {self.quantization.form}" if self.quantization else "")
 
     def write(self, folder: Path) -> None:
         (folder / MANIFEST_NAME).write_text(sealed(self.model_dump(mode="json")), "utf-8")

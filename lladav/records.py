@@ -17,12 +17,16 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from lladav.errors import EngineError
-from lladav.manifest import FileEntry, Precision, is_sealed, sealed
+from lladav.manifest import FileEntry, Manifest, QuantizedForm, is_sealed, sealed
 
 FOLDER = "engines"
 SCHEMA_VERSION: Literal[1] = 1
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
+BuiltPrecision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+"""Of engines: the type of matrix products, or of the linear layers' weights where these are integers."""
+
+_WEIGHTS: dict[QuantizedForm, BuiltPrecision] = {"w8": "int8", "w8a8": "int8", "w4": "int4"}
 
 
 class _Frozen(BaseModel):
@@ -69,7 +73,7 @@ class EngineRecord(_Frozen):
     schema_version: Literal[1] = SCHEMA_VERSION
     graph: str
     target: str
-    precision: Precision
+    precision: BuiltPrecision
     library: Library
     library_version: str
     compute_capability: str = Field(pattern=r"^\d+\.\d$")
@@ -154,6 +158,11 @@ def read_records(bundle: Path, target: str | None = None) -> tuple[EngineRecord,
     for record in records:
         record.check_size(bundle)
     return records
+
+
+def engine_precision(manifest: Manifest) -> BuiltPrecision:
+    """What engines of a bundle are in."""
+    return _WEIGHTS[manifest.quantization.form] if manifest.quantization else manifest.precision
 
 
 def build_command(bundle: Path, target: str) -> str:

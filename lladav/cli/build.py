@@ -19,7 +19,7 @@ def build(
     target: Annotated[str, typer.Option(help="What the engines are for; an unknown name lists them all.")],
     precision: Annotated[
         str | None,
-        typer.Option(metavar="fp16|bf16", help="Refuse a bundle in another; by default its own is taken."),
+        typer.Option(metavar="fp16|bf16|int8|int4", help="Refuse a bundle in another; by default its own is taken."),
     ] = None,
 ) -> None:
     """Compile a bundle's graphs to engines for a GPU, into the bundle."""
@@ -32,12 +32,11 @@ def build(
     asked = next((name for name in known if name == precision), None)
     if precision is not None and asked is None:
         raise OptionError(f"--precision {precision!r} is none", cure=f"choose one of {', '.join(known)}")
-    opened = Bundle.open(bundle)
-    for note in implications(load_target(target), opened.manifest.geometry.language):
-        screen.stderr().print(Text("warning:", "yellow"), note, soft_wrap=True)
     began = perf_counter()
     with screen.stage_bars(screen.stderr(), percent=True) as bars:
         made = build_engines(bundle, target, precision=asked, progress=Progress(bars.start, bars.advance))
+    for note in implications(load_target(target), Bundle.open(bundle).manifest):
+        screen.stderr().print(Text("warning:", "yellow"), note, soft_wrap=True)
     out = screen.stdout()
     first = made[0]
     ahead = "" if first.device else ", ahead of time"

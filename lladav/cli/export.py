@@ -33,10 +33,21 @@ def export(
     vocab_rows: Annotated[
         str, typer.Option(metavar="tokenizer|all", help="Rows of embedding and head to keep.")
     ] = "tokenizer",
+    quantize: Annotated[
+        str | None,
+        typer.Option(metavar="w8|w4|w8a8", help="Integers for the linear layers: weights, or weights and inputs."),
+    ] = None,
+    statistics: Annotated[
+        Path | None, typer.Option(help="What `lladav calibrate` wrote; w8a8 takes its scales from it.")
+    ] = None,
+    head_parts: Annotated[
+        int | None, typer.Option(help="Products of the head along the vocabulary; by default as every target needs.")
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare the graphs with PyTorch.")] = True,
 ) -> None:
     """Turn a checkpoint into a bundle."""
     chosen: dict[str, Any] = {"dtype": dtype, "vocab_rows": vocab_rows, "verify": verify}
+    chosen |= {"quantize": quantize, "statistics": statistics, "head_parts": head_parts}
     buckets = {"canvas_buckets": canvas_buckets, "prompt_buckets": prompt_buckets, "tile_buckets": tile_buckets}
     for name, text in buckets.items():
         if text is not None:
@@ -47,7 +58,9 @@ def export(
     try:
         config = ExportConfig.model_validate(chosen)
     except ValidationError as error:
-        faults = "; ".join(f"--{'-'.join(str(e['loc'][0]).split('_'))}: {e['msg']}" for e in error.errors())
+        faults = "; ".join(
+            ": ".join((*(f"--{name}".replace("_", "-") for name in e["loc"][:1]), e["msg"])) for e in error.errors()
+        )
         raise OptionError(f"these options cannot be used: {faults}", cure="see `lladav export --help`") from error
 
     from lladav.export import require
@@ -62,7 +75,7 @@ def export(
     total = sum(entry.bytes for entry in made.manifest.files)
     out = screen.stdout()
     out.print(
-        f"{bundle}: {screen.size(total)} in {made.manifest.precision}, exported in {perf_counter() - began:.1f} s",
+        f"{bundle}: {screen.size(total)} in {made.manifest.numbers}, exported in {perf_counter() - began:.1f} s",
         soft_wrap=True,
     )
     picture = "--image FILE " if made.manifest.geometry.vision else ""

@@ -75,7 +75,7 @@ def _model(found: Inspection) -> Table:
     total = sum(found.parameters.values())
     parts = ", ".join(f"{name.replace('_', ' ')} {_count(n)}" for name, n in found.parameters.items())
     table.add_row("parameters", f"{_count(total)} ({parts})")
-    table.add_row("precision", found.manifest.precision)
+    table.add_row("precision", found.manifest.numbers)
     g = geometry.language
     table.add_row(
         "language model",

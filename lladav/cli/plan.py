@@ -15,14 +15,15 @@ from lladav.errors import OptionError
 
 if TYPE_CHECKING:
     from lladav.engines import Prediction
-    from lladav.manifest import Precision
+    from lladav.engines.target import EnginePrecision
 
 
 def plan(
     bundle: Annotated[Path, typer.Argument(help="Folder made by `lladav export`.")],
     target: Annotated[str, typer.Option(help="What to predict for; an unknown name lists them all.")],
     precision: Annotated[
-        str | None, typer.Option(metavar="fp16|bf16", help="As if exported in that; by default the bundle's own.")
+        str | None,
+        typer.Option(metavar="fp16|bf16|int8|int4", help="As if exported in that; by default the bundle's own."),
     ] = None,
     canvas: Annotated[
         int | None, typer.Option(help="Canvas bucket.", show_default="that of the default answer length")
@@ -34,7 +35,7 @@ def plan(
     from lladav.engines import predict
     from lladav.engines.prediction import PREDICTED
 
-    asked: Precision | None = next((name for name in PREDICTED if name == precision), None)
+    asked: EnginePrecision | None = next((name for name in PREDICTED if name == precision), None)
     if precision is not None and asked is None:
         raise OptionError(f"--precision {precision!r} is not predicted", cure=f"choose {' or '.join(PREDICTED)}")
     found = predict(bundle, target, precision=asked, canvas=canvas, batch=batch)

@@ -94,7 +94,7 @@ def test_plan_prints_json(half: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--precision", "int8"), "--precision 'int8' is not predicted"),
+        (("--precision", "fp8"), "--precision 'fp8' is not predicted"),
         (("--canvas", "15"), "15 is no canvas bucket"),
         (("--batch", "0"), "batch of 0"),
     ],

@@ -232,7 +232,8 @@ def test_unknown_target(fp16_bundle: Path) -> None:
         ("fp32", None, "rtx-40", "takes fp16, bf16, int8, int4, fp8, not fp32", "--dtype fp16"),
         ("fp16", "bf16", "rtx-40", "is in fp16, and an engine of it cannot be in bf16", "--dtype bf16"),
         ("fp16", "fp8", "orin-agx-64", "takes fp16, bf16, int8, int4, not fp8", "--dtype fp16"),
-        ("fp16", "int8", "orin-agx-64", "does not write int8", "--dtype fp16"),
+        ("fp16", "int8", "orin-agx-64", "is in fp16, and an engine of it cannot be in int8", "--quantize w8"),
+        ("fp16", "fp4", "thor", "does not write fp4", "--dtype fp16"),
     ],
 )
 def test_precision_that_does_not_fit(

@@ -9,10 +9,11 @@ import pytest
 
 from lladav.engines import predict
 from lladav.engines.needs import activation_bytes, memory_needs
-from lladav.engines.prediction import pass_flops
+from lladav.engines.prediction import implications, pass_flops, unsplit_head
+from lladav.engines.target import EnginePrecision, load_target
 from lladav.errors import EngineError, OptionError
 from lladav.geometry import Geometry, LanguageGeometry
-from lladav.manifest import Buckets, Manifest, Precision
+from lladav.manifest import Buckets, Manifest, Precision, Quantization
 
 MakeBundle = Callable[[Precision], Path]
 
@@ -153,7 +154,40 @@ def test_precision_of_the_prediction(bundle_in: MakeBundle) -> None:
     assert predict(bundle_in("bf16"), "rtx-40").precision == "bf16"
     with pytest.raises(EngineError, match="no prediction for fp32") as caught:
         predict(bundle_in("fp32"), "rtx-40", precision="fp32")
-    assert caught.value.cure == "pass --precision fp16 or bf16"
+    assert caught.value.cure == "pass --precision fp16 or bf16 or int8 or int4"
+
+
+def test_integers_are_smaller_and_read_sooner(llada: Path) -> None:
+    """The orders of the published figures: 16 GB are too few for fp16, and int4 leaves room for prompts."""
+    linear = 32 * (4 * 4096**2 + 3 * 4096 * 12288)
+    rest = 32 * 8192 + 4096 + 126464 * 4096
+    asked: tuple[EnginePrecision, ...] = ("fp16", "int8", "int4")
+    found = {name: predict(llada, "orin-agx-64", precision=name, canvas=32).rows[0] for name in asked}
+    assert found["fp16"].needs.weights == 2 * (linear + rest)
+    assert found["int8"].needs.weights == linear + 2 * rest
+    # Half a byte, and a scale of two bytes for 128 of them.
+    assert found["int4"].needs.weights == linear // 2 + linear // 64 + 2 * rest
+    for row in found.values():
+        reading = (row.needs.weights + row.needs.prompt_kv) / (0.76 * 204.8e9) * 1e3
+        assert row.step_ms == pytest.approx(reading)
+        assert row.refresh_ms == found["fp16"].refresh_ms
+    assert predict(llada, "orin-nx-16", precision="fp16", canvas=32).rows[0].free < 0
+    assert predict(llada, "orin-nx-16", precision="int4", canvas=32).rows[0].free > 0
+
+
+def test_head_in_parts_needs_no_warning(llada: Path) -> None:
+    manifest = Manifest.read(llada)
+    whole, split = (manifest.model_copy(update={"head_parts": parts}) for parts in (1, 8))
+    assert "1,036 MB in one product" in unsplit_head(load_target("orin-agx-64"), whole)
+    assert unsplit_head(load_target("orin-agx-64"), split) == ""
+    assert unsplit_head(load_target("rtx-40"), whole) == ""
+
+
+def test_integers_as_inputs_are_unmeasured_on_rtx(llada: Path) -> None:
+    manifest = Manifest.read(llada)
+    integers = manifest.model_copy(update={"quantization": Quantization(form="w8a8"), "head_parts": 8})
+    assert "support matrix" in implications(load_target("rtx-40"), integers)[0]
+    assert implications(load_target("h200"), integers) == ()
 
 
 def test_options_that_mean_nothing(bundle_in: MakeBundle) -> None:

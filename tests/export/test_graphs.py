@@ -14,6 +14,7 @@ from lladav.bundle import Bundle
 from lladav.export.config import COMPUTE_TYPES, ExportConfig
 from lladav.export.denoiser_graph import denoiser
 from lladav.export.exporter import export
+from lladav.export.graph_form import GraphForm
 from lladav.export.onnx_graph import ELEMENT_TYPES
 from lladav.geometry import LanguageGeometry
 from lladav.manifest import Precision
@@ -153,6 +154,6 @@ def test_graph_of_the_real_geometry_needs_no_weights() -> None:
         max_positions=16384,
     )
     precision: Precision = "fp16"
-    builder = denoiser(real, COMPUTE_TYPES[precision])
+    builder = denoiser(real, GraphForm(COMPUTE_TYPES[precision]))
     assert len(builder.model().SerializeToString()) < 1_000_000
     assert 14.9e9 < builder.weights_bytes < 15.1e9

@@ -18,6 +18,7 @@ from lladav.errors import BackendError, CheckpointError, VerificationError
 from lladav.export.checkpoint import Checkpoint
 from lladav.export.config import ExportConfig
 from lladav.export.exporter import build_graphs, export
+from lladav.export.graph_form import GraphForm
 from lladav.export.progress import Progress
 from lladav.export.verification import TOLERANCES, Comparison, DeviationError, Tolerance
 from lladav.export.verify import verify
@@ -58,7 +59,9 @@ def altered(bundles: dict[str, Path], tmp_path: Path) -> Callable[..., Path]:
 
 def offset_of(bundle: Path, graph: str, source: str) -> int:
     """Where a weight begins in its file."""
-    (builder,) = (b for b in build_graphs(Bundle.open(bundle).manifest.geometry, "float32") if b.name == graph)
+    (builder,) = (
+        b for b in build_graphs(Bundle.open(bundle).manifest.geometry, GraphForm("float32")) if b.name == graph
+    )
     return next(weight.offset for weight in builder.weights if weight.source == source)
 
 

@@ -1,0 +1,94 @@
+"""In which numbers a bundle's graphs hold their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import gcd
+from typing import Literal
+
+from lladav.export.coverage import linear_layers
+from lladav.export.input_ranges import input_range
+from lladav.geometry import Geometry, LanguageGeometry
+from lladav.manifest import Quantization, TensorType
+from lladav.statistics import Statistics
+
+# Where no larger block divides a layer's inputs evenly, its weights get 8 bits.
+_SMALLEST_BLOCK = 32
+
+# TensorRT on a Jetson Orin Nano failed at a head of 622 MB in one product (docs/decisions.md).
+_HEAD_PART_BYTES = 1 << 27
+
+_LANGUAGE = "model.layers."
+
+
+@dataclass(frozen=True)
+class LinearForm:
+    """A linear layer in integers.
+
+    Attributes:
+        weights: type of its weights.
+        block: input features that share a scale; None for one scale per output feature.
+        input_range: largest magnitude of its input, which becomes int8; None leaves the input in
+            the compute type.
+    """
+
+    weights: Literal["int8", "int4"]
+    block: int | None = None
+    input_range: float | None = None
+
+
+@dataclass(frozen=True)
+class GraphForm:
+    """What a geometry leaves open about its graphs.
+
+    Attributes:
+        compute: type of matrix products, and of the weights that are not integers.
+        head_parts: into how many products along the vocabulary the head is split.
+        linears: by name of the layer in the checkpoint, those in integers.
+    """
+
+    compute: TensorType
+    head_parts: int = 1
+    linears: Mapping[str, LinearForm] = field(default_factory=dict)
+
+
+def head_parts(g: LanguageGeometry, width: int) -> int:
+    """Parts of the head such that each is easily built on every target.
+
+    Args:
+        g: sizes.
+        width: bytes of a weight.
+    """
+    return -(-g.vocab_rows * g.hidden_size * width // _HEAD_PART_BYTES)
+
+
+def linear_forms(
+    geometry: Geometry, quantization: Quantization, statistics: Statistics | None = None
+) -> dict[str, LinearForm]:
+    """The form of every linear layer that becomes integers.
+
+    Those of the vision tower and of the connector get 8-bit weights, whatever the language model's get.
+
+    Args:
+        geometry: of the model.
+        quantization: what was asked for.
+        statistics: of the layers' inputs, for `w8a8`.
+
+    Raises:
+        CalibrationError: the statistics lack a layer, or say nothing about its input.
+    """
+    forms = {}
+    for name, (_, inputs) in linear_layers(geometry).items():
+        if name in quantization.kept:
+            continue
+        block = gcd(inputs, quantization.block or 1)
+        if not name.startswith(_LANGUAGE):
+            forms[name] = LinearForm("int8")
+        elif quantization.form == "w4" and block >= _SMALLEST_BLOCK:
+            forms[name] = LinearForm("int4", block)
+        elif quantization.form == "w8a8" and statistics is not None:
+            forms[name] = LinearForm("int8", input_range=input_range(statistics, name))
+        else:
+            forms[name] = LinearForm("int8")
+    return forms

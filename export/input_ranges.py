@@ -1,0 +1,23 @@
+"""How large the inputs of linear layers become, from the statistics of a calibration."""
+
+from __future__ import annotations
+
+import math
+
+from lladav.errors import CalibrationError
+from lladav.statistics import Statistics
+
+
+def input_range(statistics: Statistics, linear: str) -> float:
+    """The largest magnitude of a layer's input, whatever the pass and the number of masks.
+
+    Raises:
+        CalibrationError: the statistics do not know the layer, or its input was always 0 or no number.
+    """
+    largest = float(statistics.of(linear).absmax.max())
+    if not 0 < largest < math.inf:
+        raise CalibrationError(
+            f"the inputs of {linear} reach {largest:g} in the statistics, which gives no scale",
+            cure="calibrate again with more pictures and questions, on a bundle that `lladav verify` passes",
+        )
+    return largest

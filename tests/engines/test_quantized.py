@@ -1,0 +1,118 @@
+"""Engines of the demo checkpoint with integers for weights, built ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_builder import fused_attentions
+
+from lladav.bundle import Bundle
+from lladav.calib import CalibrationConfig, calibrate
+from lladav.engines import build, load_target, read_records
+from lladav.engines.builder import check_head, check_precision
+from lladav.engines.target import EnginePrecision
+from lladav.errors import EngineError
+from lladav.export import ExportConfig, export
+from lladav.manifest import QuantizedForm
+
+DEMO = Path(__file__).resolve().parents[2] / "benchmarks" / "demo_checkpoint" / "checkpoint"
+SIZES: dict[str, Any] = {"prompt_buckets": (64, 128), "canvas_buckets": (8, 32), "tile_buckets": (1,), "verify": False}
+
+MakeBundle = Callable[[QuantizedForm | None], Path]
+
+
+@pytest.fixture(scope="module")
+def demo_in(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
+    """The demo checkpoint's bundle in a form, each made once; engines are built into it."""
+    folder = tmp_path_factory.mktemp("quantized")
+
+    def bundle(form: QuantizedForm | None) -> Path:
+        path = folder / str(form)
+        if not path.exists():
+            seen = statistics(folder) if form == "w8a8" else None
+            export(DEMO, path, ExportConfig(dtype="fp16", quantize=form, statistics=seen, **SIZES))
+        return path
+
+    return bundle
+
+
+def statistics(folder: Path) -> Path:
+    (folder / "prompts.txt").write_text("What is this?\n", "utf-8")
+    export(DEMO, folder / "plain", ExportConfig(dtype="fp32", **SIZES))
+    asked = CalibrationConfig(gen_length=8, steps=2, refresh_interval=2)
+    calibrate(folder / "plain", folder / "seen.npz", prompts=folder / "prompts.txt", config=asked)
+    return folder / "seen.npz"
+
+
+def plans(bundle: Path, target: str) -> dict[str, Path]:
+    if not read_records(bundle, target):
+        build(bundle, target)
+    return {record.graph: bundle / record.plan.path for record in read_records(bundle, target)}
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize(
+    ("form", "target"),
+    [
+        # The vision tower is in w8 with each of them.
+        ("w4", "rtx-50"),
+        ("w8a8", "rtx-30"),
+        *(
+            pytest.param(form, target, marks=pytest.mark.slow)
+            for form, target in (
+                *(("w8", "rtx-30"), ("w8", "rtx-40"), ("w8", "rtx-50"), ("w4", "rtx-30"), ("w4", "rtx-40")),
+                *(("w8a8", "rtx-40"), ("w8a8", "rtx-50")),
+            )
+        ),
+    ],
+)
+def test_integers_stay_integers_and_attention_fused(demo_in: MakeBundle, form: QuantizedForm, target: str) -> None:
+    plain, quantized = demo_in(None), demo_in(form)
+    before, after = plans(plain, "rtx-30"), plans(quantized, target)
+    manifests = [Bundle.open(path).manifest for path in (plain, quantized)]
+    sizes = [{entry.path: entry.bytes for entry in manifest.files} for manifest in manifests]
+    for graph in ("denoiser", "vision_encoder"):
+        saved = sizes[0][f"{graph}.weights"] - sizes[1][f"{graph}.weights"]
+        # Kernels are in the plan as well, and are others.
+        assert before[graph].stat().st_size - after[graph].stat().st_size > saved / 2, graph
+        assert fused_attentions(after[graph]) == fused_attentions(before[graph]) > 0, graph
+    expected: EnginePrecision = "int4" if form == "w4" else "int8"
+    assert {record.precision for record in read_records(quantized, target)} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("form", "asked", "target", "said", "cure"),
+    [
+        ("w8", "int4", "rtx-40", "is in int8, and an engine of it cannot be in int4", "--quantize w4"),
+        ("w8", "fp16", "orin-agx-64", "is in int8, and an engine of it cannot be in fp16", "--dtype fp16"),
+        (None, "int8", "orin-agx-64", "is in fp16, and an engine of it cannot be in int8", "--quantize w8"),
+    ],
+)
+def test_precision_must_be_the_bundles(
+    demo_in: MakeBundle, form: QuantizedForm | None, asked: EnginePrecision, target: str, said: str, cure: str
+) -> None:
+    with pytest.raises(EngineError, match=said) as caught:
+        check_precision(Bundle.open(demo_in(form)), load_target(target), asked)
+    assert cure in caught.value.cure
+
+
+def test_target_without_integers_refuses(demo_in: MakeBundle) -> None:
+    bundle = Bundle.open(demo_in("w4"))
+    check_precision(bundle, load_target("orin-nx-16"), "int4")
+    without = load_target("orin-nx-16").model_copy(update={"precisions": ("fp16", "int8")})
+    with pytest.raises(EngineError, match="takes fp16, int8, not int4") as caught:
+        check_precision(bundle, without)
+    assert "--dtype fp16" in caught.value.cure
+
+
+def test_whole_head_is_refused_where_it_may_not_build(demo_in: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(demo_in(None))
+    check_head(bundle, load_target("orin-agx-64"))
+    monkeypatch.setattr("lladav.engines.prediction.FAILED_HEAD_BYTES", 1e6)
+    check_head(bundle, load_target("rtx-40"))
+    with pytest.raises(EngineError, match="MB in one product") as caught:
+        check_head(bundle, load_target("orin-agx-64"))
+    assert "without --head-parts" in caught.value.cure

@@ -1,0 +1,84 @@
+"""The head in parts: the same logits, from products that every target builds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from lladav.bundle import Bundle
+from lladav.export.config import ExportConfig
+from lladav.export.exporter import export
+from lladav.export.graph_form import head_parts
+from lladav.geometry import LanguageGeometry
+from lladav.runtime.sessions import open_session
+
+ROWS = 292
+
+
+@pytest.fixture(scope="module")
+def bundles(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
+    folder = tmp_path_factory.mktemp("head")
+    configs = {n: ExportConfig(dtype="fp32", head_parts=n, verify=False) for n in (1, 3)}
+    return [export(tiny_checkpoint, folder / str(n), config) for n, config in configs.items()]
+
+
+def head(bundle: Bundle, graph: str) -> dict[str, tuple[int, ...]]:
+    model = onnx.load(str(bundle.file(f"{graph}.onnx")), load_external_data=False)
+    return {t.name: tuple(t.dims) for t in model.graph.initializer if t.name.startswith("lm_head")}
+
+
+@pytest.mark.parametrize("graph", ["denoiser", "denoiser_cpu"])
+def test_logits_are_the_same_to_the_bit(bundles: list[Bundle], graph: str) -> None:
+    logits = []
+    for bundle in bundles:
+        session = open_session(bundle, graph, 1)
+        feeds = {
+            "inputs_embeds": np.random.default_rng(0).normal(0, 1, (2, 9, 32)).astype(np.float32),
+            "position_ids": np.tile(np.arange(9), (2, 1)),
+            "attention_bias": np.zeros((2, 1, 1, 9), np.float32),
+            "rows": np.array([8, 2]),
+            **({"kept": np.arange(0)} if graph == "denoiser" else {"keep": np.array([0])}),
+        }
+        feeds |= {
+            value.name: np.zeros((2, 4, 0, 8), np.float32)
+            for value in session.get_inputs()
+            if value.name.startswith("past_key_values.")
+        }
+        logits += session.run(["logits"], feeds)
+    assert logits[0].shape == (2, 2, ROWS)
+    np.testing.assert_array_equal(*logits)
+
+
+def test_parts_begin_at_multiples_of_64(bundles: list[Bundle]) -> None:
+    whole, split = bundles
+    assert [bundle.manifest.head_parts for bundle in bundles] == [1, 3]
+    assert head(whole, "denoiser") == {"lm_head.weight": (32, ROWS)}
+    expected = {"lm_head.weight.0": (32, 128), "lm_head.weight.1": (32, 128), "lm_head.weight.2": (32, ROWS - 256)}
+    assert head(split, "denoiser") == head(split, "denoiser_cpu") == expected
+    assert whole.manifest.checkpoint == split.manifest.checkpoint
+
+
+def test_split_export_passes_verification(bundles: list[Bundle], tiny_checkpoint: Path) -> None:
+    pytest.importorskip("torch")
+    from lladav.export.verify import verify
+
+    assert verify(bundles[1].path, tiny_checkpoint).passed
+
+
+def test_real_head_is_split_by_itself() -> None:
+    real = LanguageGeometry(
+        **{
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "layers": 32,
+            "heads": 32,
+            "kv_heads": 32,
+            "head_size": 128,
+        },
+        **{"vocab_rows": 126_349, "rope_theta": 5e5, "rms_norm_eps": 1e-5, "max_positions": 16384},
+    )
+    assert head_parts(real, width=2) == 8
+    assert head_parts(real.model_copy(update={"vocab_rows": 2291, "hidden_size": 256}), width=4) == 1

@@ -1,0 +1,227 @@
+"""Bundles whose linear layers are integers: their form, what they compute, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+from tiny import Tensors, write_tiny_checkpoint
+
+from lladav.bundle import Bundle
+from lladav.calib import CalibrationConfig, calibrate
+from lladav.errors import CalibrationError, CheckpointError, VerificationError
+from lladav.export import ExportConfig, export
+from lladav.export.coverage import linear_layers
+from lladav.export.quantize import dequantized
+from lladav.export.stored_integers import StoredIntegers
+from lladav.manifest import Precision, Quantization, QuantizedForm
+from lladav.runtime import GenerationConfig, Pipeline
+from lladav.statistics import Statistics
+
+FORMS: tuple[QuantizedForm, ...] = ("w8", "w4", "w8a8")
+LANGUAGE = "model.layers."
+
+
+@pytest.fixture(scope="module")
+def statistics(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of text alone, which is enough for the language model."""
+    folder = tmp_path_factory.mktemp("statistics")
+    (folder / "prompts.txt").write_text("What is this?\nWhere is it?\n", "utf-8")
+    asked = CalibrationConfig(gen_length=8, steps=4, refresh_interval=2)
+    calibrate(tiny_bundle, folder / "seen.npz", prompts=folder / "prompts.txt", config=asked)
+    return folder / "seen.npz"
+
+
+class Exports:
+    """Bundles of the tiny model, each made once; not to be changed."""
+
+    def __init__(self, checkpoint: Path, folder: Path, statistics: Path) -> None:
+        self._checkpoint, self._folder, self._statistics = checkpoint, folder, statistics
+
+    def config(self, form: QuantizedForm | None, precision: Precision = "fp32") -> ExportConfig:
+        seen = self._statistics if form == "w8a8" else None
+        return ExportConfig(dtype=precision, quantize=form, statistics=seen, verify=False)
+
+    def __call__(self, form: QuantizedForm | None, precision: Precision = "fp32") -> Bundle:
+        path = self._folder / f"{form}-{precision}"
+        if path.exists():
+            return Bundle.open(path)
+        return export(self._checkpoint, path, self.config(form, precision))
+
+
+@pytest.fixture(scope="module")
+def exports(tiny_checkpoint: Path, statistics: Path, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    return Exports(tiny_checkpoint, tmp_path_factory.mktemp("exports"), statistics)
+
+
+def load(bundle: Bundle, graph: str) -> onnx.ModelProto:
+    onnx.checker.check_model(str(bundle.file(f"{graph}.onnx")), full_check=True)
+    return onnx.load(str(bundle.file(f"{graph}.onnx")), load_external_data=False)
+
+
+def weight_bytes(bundle: Bundle, graph: str) -> int:
+    lengths = [e.value for t in load(bundle, graph).graph.initializer for e in t.external_data if e.key == "length"]
+    return sum(map(int, lengths))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("graph", ["denoiser", "denoiser_cpu", "vision_encoder", "connector"])
+def test_linear_layers_are_integers_and_nothing_else_is(exports: Exports, form: QuantizedForm, graph: str) -> None:
+    bundle = exports(form)
+    model = load(bundle, graph)
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    integers = {
+        name.removesuffix(".weight") for name, kind in types.items() if kind in (TensorProto.INT8, TensorProto.INT4)
+    }
+    integers -= {name for name in integers if name.startswith("const.")}
+    layers = linear_layers(bundle.manifest.geometry)
+    assert integers == {name for name in layers if f"{name}.weight" in types}
+    for name in integers:
+        # Heads of width 32 have one block of it; 48 has no block that divides it, and gets 8 bits.
+        four_bits = form == "w4" and name.startswith(LANGUAGE) and layers[name][1] == 32
+        assert types[f"{name}.weight"] == (TensorProto.INT4 if four_bits else TensorProto.INT8), name
+    kinds = [node.op_type for node in model.graph.node]
+    assert ("QuantizeLinear" in kinds) == (form == "w8a8" and graph.startswith("denoiser"))
+    (opset,) = (o.version for o in model.opset_import)
+    assert opset == (21 if form == "w4" and graph.startswith("denoiser") else 20)
+
+
+def test_layers_with_one_input_share_its_integers(exports: Exports) -> None:
+    kinds = [node.op_type for node in load(exports("w8a8"), "denoiser").graph.node]
+    # Of query, key and value; output; gate and up; down. Queries of the last layer have fewer rows.
+    assert kinds.count("QuantizeLinear") == 2 * 4 + 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_manifest_says_so(exports: Exports, form: QuantizedForm) -> None:
+    plain, found = exports(None).manifest, exports(form).manifest
+    assert plain.quantization is None
+    assert found.quantization == Quantization(form=form, block=128 if form == "w4" else None)
+    assert found.checkpoint == plain.checkpoint
+    layers = linear_layers(plain.geometry)
+    values = sum(rows * columns for name, (rows, columns) in layers.items() if name.startswith(LANGUAGE))
+    saved = [weight_bytes(exports(form_), "denoiser") for form_ in (None, form)]
+    # Scales are what the rest is.
+    assert 2.7 * values < saved[0] - saved[1] < (3.5 if form == "w4" else 3) * values
+
+
+@pytest.mark.parametrize(
+    ("form", "precision"),
+    [
+        *(("w8", "bf16"), ("w4", "fp16"), ("w8a8", "fp32")),
+        *(
+            pytest.param(form, precision, marks=pytest.mark.slow)
+            for form, precision in (
+                *(("w8", "fp32"), ("w8", "fp16"), ("w4", "fp32")),
+                *(("w4", "bf16"), ("w8a8", "fp16"), ("w8a8", "bf16")),
+            )
+        ),
+    ],
+)
+def test_graphs_compute_what_their_integers_stand_for(
+    exports: Exports, tiny_checkpoint: Path, form: QuantizedForm, precision: Precision
+) -> None:
+    pytest.importorskip("torch")
+    from lladav.export.verify import verify
+
+    report = verify(exports(form, precision).path, tiny_checkpoint)
+    assert [row.component for row in report.rows[:3]] == ["denoiser", "vision_encoder", "connector"]
+    assert {row.what for row in report.rows[:3]} == {"integers, in steps"}
+    assert all((row.max_abs_error or 0) > 0.4 for row in report.rows[:3])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_integers_are_near_the_weights(exports: Exports, form: QuantizedForm) -> None:
+    """Relative to the largest of a row, and so of what it computes."""
+    integers = StoredIntegers(exports(form))
+    plain = exports(None)
+    for graph in ("denoiser", "vision_encoder", "connector"):
+        tensors = {t.name: t for t in load(plain, graph).graph.initializer}
+        for linear in (name for name in integers if integers.graph(name) == graph):
+            place = {e.key: e.value for e in tensors[f"{linear}.weight"].external_data}
+            shape = tuple(tensors[f"{linear}.weight"].dims)
+            file = plain.file(place["location"])
+            weights = np.fromfile(file, "<f4", int(np.prod(shape)), offset=int(place["offset"])).reshape(shape).T
+            rows = integers.rows(linear)
+            levels = 254 if rows.scales.shape[1] == 1 and form != "w4" else 14
+            error = np.abs(dequantized(rows) - weights).max(axis=1)
+            assert (error <= np.abs(weights).max(axis=1) / levels * 1.01).all(), linear
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_answers_come_on_the_cpu(exports: Exports, form: QuantizedForm) -> None:
+    for precision in ("fp32", "fp16"):
+        answer = Pipeline.load(exports(form, precision).path).generate("What?", config=GenerationConfig(gen_length=4))
+        assert answer.token_ids
+
+
+def test_blocks_in_which_a_tensor_is_read_change_nothing(
+    exports: Exports, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for form in FORMS:
+        with monkeypatch.context() as patch:
+            patch.setattr("lladav.export.weights.BLOCK_BYTES", 500)
+            small = export(tiny_checkpoint, tmp_path / form, exports.config(form))
+        assert small.manifest.files == exports(form).manifest.files
+
+
+def test_altered_integer_is_found(exports: Exports, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from lladav.export.verification import DeviationError
+    from lladav.export.verify import verify
+
+    path = Path(shutil.copytree(exports("w8").path, tmp_path / "altered"))
+    name = "model.layers.1.mlp.gate_proj.weight"
+    tensor = next(t for t in load(exports("w8"), "denoiser").graph.initializer if t.name == name)
+    offset = int(next(e.value for e in tensor.external_data if e.key == "offset"))
+    with (path / "denoiser.weights").open("r+b") as file:
+        file.seek(offset)
+        code = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([code ^ 1]))
+    with pytest.raises(VerificationError) as caught:
+        verify(path, tiny_checkpoint)
+    assert isinstance(caught.value, DeviationError)
+    (row,) = (row for row in caught.value.report.rows if not row.passed)
+    assert (row.component, row.what, row.note) == ("denoiser", "integers, in steps", name.removesuffix(".weight"))
+
+
+def test_weight_that_is_no_number_is_named(tmp_path: Path) -> None:
+    def edit(tensors: Tensors, _: dict[str, Any]) -> None:
+        tensors["model.layers.0.mlp.up_proj.weight"][1, 2] = np.nan
+
+    with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.up_proj\.weight holds NaN"):
+        export(
+            write_tiny_checkpoint(tmp_path / "c", edit=edit), tmp_path / "b", ExportConfig(quantize="w8", verify=False)
+        )
+    assert not (tmp_path / "b").exists()
+
+
+def test_statistics_of_another_checkpoint_are_refused(exports: Exports, tmp_path: Path) -> None:
+    other = write_tiny_checkpoint(tmp_path / "other", seed=1)
+    with pytest.raises(CalibrationError, match="of the checkpoint"):
+        export(other, tmp_path / "bundle", exports.config("w8a8"))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_input_that_was_always_zero_gives_no_scale(
+    exports: Exports, statistics: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    found = Statistics.open(statistics)
+    name = "model.layers.1.self_attn.o_proj"
+    arrays = {key: np.zeros_like(a) if key == f"{name}/absmax" else a for key, a in found.arrays.items()}
+    Statistics(found.header, arrays).write(tmp_path / "zeros.npz")
+    config = exports.config("w8a8").model_copy(update={"statistics": tmp_path / "zeros.npz"})
+    with pytest.raises(CalibrationError, match=f"inputs of {name} reach 0"):
+        export(tiny_checkpoint, tmp_path / "bundle", config)
+
+
+@pytest.mark.parametrize(("form", "given"), [("w8a8", None), ("w8", Path("seen.npz")), (None, Path("seen.npz"))])
+def test_statistics_belong_to_w8a8(form: QuantizedForm | None, given: Path | None) -> None:
+    with pytest.raises(ValueError, match="w8a8 needs statistics"):
+        ExportConfig(quantize=form, statistics=given)
