@@ -13,6 +13,7 @@ from lladav.bundle import Bundle
 from lladav.engines.here import Here, describe
 from lladav.engines.library import INSTALL
 from lladav.engines.needs import memory_needs
+from lladav.engines.profiles import graph_profiles
 from lladav.engines.target import load_target, target_names
 from lladav.errors import EngineError
 from lladav.records import EngineRecord, Library, build_command, read_records
@@ -72,6 +73,8 @@ def check_engines(bundle: Bundle, target: str, prompt: int, canvas: int, batch: 
     records = read_records(bundle.path, target)
     if not records:
         raise EngineError(f"{bundle.path} has no engines for {target}", cure=command)
+    if missing := graph_profiles(bundle.manifest).keys() - {record.graph for record in records}:
+        raise EngineError(f"{bundle.path} has no engine of {', '.join(sorted(missing))} for {target}", cure=command)
     here = describe(library)
     needed = needed_bytes(bundle, records, prompt, canvas, batch)
     for record in records:

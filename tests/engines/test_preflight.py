@@ -210,6 +210,15 @@ def test_engines_that_were_never_built(built_bundle: Path) -> None:
 
 
 @pytest.mark.usefixtures("at_home")
+def test_engines_of_some_graphs_alone(built_bundle: Path) -> None:
+    for graph in ("connector", "denoiser"):
+        (built_bundle / "engines" / "rtx-40" / f"{graph}.json").unlink()
+    with pytest.raises(EngineError, match="has no engine of connector, denoiser for rtx-40") as caught:
+        check_engines(Bundle.open(built_bundle), "rtx-40", 128, 32)
+    assert caught.value.cure == f"lladav build {built_bundle} --target rtx-40"
+
+
+@pytest.mark.usefixtures("at_home")
 def test_engines_of_another_export(built_bundle: Path) -> None:
     edit_record(built_bundle, lambda record: record.update(bundle="1" * 64))
     with pytest.raises(EngineError, match="built from another export"):

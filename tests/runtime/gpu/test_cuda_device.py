@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import gc
+import itertools
 import json
 import os
 import re
@@ -39,7 +40,8 @@ CUresult = enum.IntEnum(
         "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": 901,
     },
 )
-STREAM, GRAPH, EXECUTABLE, CONTEXT = 77, 88, 99, 11
+STREAM, GRAPH, EXECUTABLE, CONTEXT, MODULE = 77, 88, 99, 11, 55
+KERNEL_NAMES = [b"lladav_evaluate", b"lladav_commit"]
 
 
 class FakeDriver:
@@ -65,6 +67,7 @@ class FakeDriver:
         self.failing: dict[str, CUresult] = {}
         self.attributes = {75: 8, 76: 7, 18: 0}
         self._memory: dict[int, Any] = {}
+        self._events = itertools.count(1000)
         self._values: dict[str, Callable[..., tuple[Any, ...]]] = {
             "cuDeviceGetCount": lambda: (1,),
             "cuDeviceGet": lambda ordinal: (ordinal,),
@@ -73,12 +76,12 @@ class FakeDriver:
             "cuDevicePrimaryCtxRetain": lambda _device: (CONTEXT,),
             "cuCtxGetStreamPriorityRange": lambda: (0, -5),
             "cuStreamCreateWithPriority": lambda _flags, _priority: (STREAM,),
-            "cuModuleLoadData": lambda address: (ctypes.string_at(address, len(KERNELS)),),
-            "cuModuleGetFunction": lambda _module, name: (name,),
+            "cuModuleLoadData": self._load,
+            "cuModuleGetFunction": lambda _module, name: (KERNEL_NAMES.index(name),),
             "cuMemGetInfo": lambda: (3_000, 10_000),
             "cuMemAlloc": self._allocate,
             "cuMemHostAlloc": lambda size, _flags: self._allocate(size),
-            "cuEventCreate": lambda _flags: (object(),),
+            "cuEventCreate": lambda _flags: (next(self._events),),
             "cuEventElapsedTime": lambda _start, _end: (1.5,),
             "cuStreamEndCapture": lambda _stream: (GRAPH,),
             "cuGraphInstantiate": lambda _graph, _flags: (EXECUTABLE,),
@@ -100,6 +103,10 @@ class FakeDriver:
             return (CUresult.CUDA_SUCCESS, *self._values.get(name, lambda *_: ())(*arguments))
 
         return call
+
+    def _load(self, address: int) -> tuple[int]:
+        assert ctypes.string_at(address, len(KERNELS)) == KERNELS
+        return (MODULE,)
 
     def _allocate(self, size: int) -> tuple[int]:
         # What was there before, so that nobody counts on zeros.
@@ -157,7 +164,7 @@ def test_kernels_are_looked_up_once_and_given_their_arguments(device: CudaDevice
     driver.cuLaunchKernel = launched
     for _ in range(2):
         device.launch("lladav_commit", (2, 1, 1), (128, 1, 1), arguments, shared=64)
-    assert given == [(b"lladav_commit", 2, 1, 1, 128, 1, 1, 64, STREAM, [1234, -5, 0.25])] * 2
+    assert given == [(1, 2, 1, 1, 128, 1, 1, 64, STREAM, [1234, -5, 0.25])] * 2
     assert driver.names().count("cuModuleGetFunction") == 1
 
 
@@ -294,8 +301,8 @@ def test_machine_without_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install 'lladav[cuda]'" in caught.value.cure
 
 
-def exercise(driver: FakeDriver) -> dict[str, int]:
-    """Uses all of a device; how many arguments each call of the driver was given."""
+def exercise(driver: FakeDriver) -> dict[str, list[Any]]:
+    """Uses all of a device; what each call of the driver was given last."""
     device = CudaDevice(KERNELS, driver=driver)
     address, array = device.allocate(8), device.pinned((1,), np.int64)
     device.upload(address, array)
@@ -314,18 +321,34 @@ def exercise(driver: FakeDriver) -> dict[str, int]:
     del event
     gc.collect()
     device.close()
-    return {name: len(arguments) for name, arguments in driver.calls}
+    return {name: [a.decode() if isinstance(a, bytes) else a for a in arguments] for name, arguments in driver.calls}
 
 
 REAL = """
 import json, sys
 from cuda.bindings import driver
 calls, members = json.loads(sys.argv[1])
-for name, count in calls.items():
-    signature = getattr(driver, name).__doc__.strip().splitlines()[0]
+try:
+    driver.cuInit(0)
+    without_driver = False
+except RuntimeError:
+    without_driver = True
+enumerated = {"cuDeviceGetAttribute": driver.CUdevice_attribute, "cuStreamBeginCapture": driver.CUstreamCaptureMode}
+for name, arguments in calls.items():
+    function = getattr(driver, name)
+    signature = function.__doc__.strip().splitlines()[0]
     inside = signature[len(name) + 1:-1]
     takes = inside.count(",") + 1 if inside else 0
-    assert signature.startswith(name + "(") and takes == count, (signature, count)
+    assert signature.startswith(name + "(") and takes == len(arguments), (signature, arguments)
+    given = [a.encode() if isinstance(a, str) else a for a in arguments]
+    if kind := enumerated.get(name):
+        given = [kind(a) if a in (1, 18, 75, 76) else a for a in given]
+    # They look at types before they look for the driver, and without one nothing is done.
+    if without_driver:
+        try:
+            function(*given)
+        except RuntimeError:
+            pass
 for kind, member in members:
     getattr(getattr(driver, kind), member)
 assert driver.CUresult.CUDA_SUCCESS == 0 and driver.CUresult.CUDA_ERROR_NOT_FOUND.name == "CUDA_ERROR_NOT_FOUND"
@@ -333,8 +356,8 @@ assert int(driver.CUstream(5)) == 5 and int(driver.CUdeviceptr(7)) == 7
 """
 
 
-def in_real_bindings(version: str, calls: dict[str, int], members: list[tuple[str, str]]) -> str:
-    """What is wrong with calls of these names and numbers of arguments, or nothing."""
+def in_real_bindings(version: str, calls: dict[str, list[Any]], members: list[tuple[str, str]]) -> str:
+    """What is wrong with calls of these names and arguments, or nothing."""
     path = os.pathsep.join(str(unpacked(name)) for name in (f"cuda-bindings=={version}", "cuda-pathfinder==1.9.0"))
     command = (sys.executable, "-c", REAL, json.dumps([calls, members]))
     environment = {**os.environ, "PYTHONPATH": path}
@@ -359,6 +382,6 @@ def test_real_bindings_have_all_that_is_called(driver: FakeDriver, version: str)
 
 
 def test_real_bindings_lack_what_was_invented() -> None:
-    assert "cuMemAllocate" in in_real_bindings("13.5.0", {"cuMemAllocate": 1}, [])
-    assert "cuMemAlloc(size_t bytesize)" in in_real_bindings("13.5.0", {"cuMemAlloc": 2}, [])
+    assert "cuMemAllocate" in in_real_bindings("13.5.0", {"cuMemAllocate": [1]}, [])
+    assert "cuMemAlloc(size_t bytesize)" in in_real_bindings("13.5.0", {"cuMemAlloc": [1, 2]}, [])
     assert "CU_STREAM_SIDEWAYS" in in_real_bindings("13.5.0", {}, [("CUstream_flags", "CU_STREAM_SIDEWAYS")])
