@@ -10,6 +10,7 @@ import typer
 
 from lladav.cli import screen
 from lladav.cli.conversation import conversation, read_batch, read_template
+from lladav.cli.loading import load_pipeline
 from lladav.cli.values import integers
 from lladav.errors import OptionError
 
@@ -20,6 +21,7 @@ _GENERATION = "Generation"
 _INPUT = "Input"
 _SPEED = "Speed"
 _FORM = "Form of the answer"
+_MACHINE = "Machine"
 
 
 def run(
@@ -176,8 +178,27 @@ def run(
             rich_help_panel=_INPUT, min=1, help="Questions of --batch computed side by side.", show_default="8"
         ),
     ] = None,
+    backend: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=_MACHINE,
+            metavar="auto|tensorrt|tensorrt-rtx|ort-cuda|cpu",
+            help="What computes; auto takes the first of these that really loads.",
+        ),
+    ] = "auto",
     threads: Annotated[
-        int | None, typer.Option(help="Threads of one operator.", show_default="one per physical core")
+        int | None,
+        typer.Option(
+            rich_help_panel=_MACHINE, help="Threads of one operator on the CPU.", show_default="one per physical core"
+        ),
+    ] = None,
+    max_prompt: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=_MACHINE,
+            help="Prompt positions that GPU memory is laid out for.",
+            show_default="as many as fit",
+        ),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show the answer filling in.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
@@ -204,9 +225,7 @@ def run(
             )
     ids = integers("--prompt-ids", prompt_ids) if prompt_ids is not None else None
 
-    from lladav.runtime import Pipeline
     from lladav.runtime.config import generation_config
-    from lladav.runtime.images import MAX_PIXELS
     from lladav.runtime.pipeline import BATCH
     from lladav.runtime.question import DEFAULT_FRAMES
 
@@ -238,7 +257,7 @@ def run(
     questions = read_batch(batch, exif) if batch is not None else []
     asked = conversation(prompt, prompt_ids, messages, system) if batch is None else None
     began = perf_counter()
-    pipe = Pipeline.load(bundle, threads, MAX_PIXELS if max_pixels is None else max_pixels)
+    pipe = load_pipeline(bundle, backend, config, threads=threads, max_prompt=max_prompt, max_pixels=max_pixels)
     loading = (perf_counter() - began) * 1e3
     if batch is not None:
         for number, answer in enumerate(pipe.generate_batch(questions, config, batch=batch_size or BATCH), 1):
@@ -277,7 +296,7 @@ def _warn_if_cut(answer: Answer, which: str = "") -> None:
 
 def _print_timings(answer: Answer, loading: float) -> None:
     table = screen.table(None, "stage", "ms", "", numbers=(1,))
-    table.add_row("load", f"{loading:,.1f}", "not in the total")
+    table.add_row("load", f"{loading:,.1f}", f"backend {answer.backend}; not in the total")
     for stage, spent in answer.timings_ms.items():
         note = ""
         if stage == "denoise" and answer.steps:
