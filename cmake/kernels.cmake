@@ -17,6 +17,7 @@ execute_process(
 string(REGEX MATCHALL "sm_[0-9]+" known "${known}")
 
 set(code "")
+list(SORT LLADAV_ARCHITECTURES COMPARE NATURAL)
 foreach(architecture IN LISTS LLADAV_ARCHITECTURES)
   if("sm_${architecture}" IN_LIST known)
     list(APPEND code -gencode "arch=compute_${architecture},code=sm_${architecture}")

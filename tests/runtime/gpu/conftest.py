@@ -8,6 +8,10 @@ import pytest
 from host_device import HostDevice
 from host_library import compiler
 
+from lladav.runtime.gpu.cuda_device import CudaDevice
+from lladav.runtime.gpu.device import Device
+from lladav.runtime.gpu.kernels import load_kernels
+
 
 @pytest.fixture(scope="session")
 def compiled() -> None:
@@ -22,3 +26,14 @@ def device(compiled: None) -> Iterator[HostDevice]:  # noqa: ARG001
     device = HostDevice()
     yield device
     device.check()
+
+
+@pytest.fixture(params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
+def kernel_device(request: pytest.FixtureRequest) -> Iterator[Device]:
+    """The host and, with `-m gpu`, a real GPU: kernels have to say the same on both."""
+    if request.param == "host":
+        yield request.getfixturevalue("device")
+    else:
+        gpu = CudaDevice(load_kernels())
+        yield gpu
+        gpu.close()

@@ -1,4 +1,4 @@
-// What tests ask of the kernels' parts.
+// What tests ask of the kernels' parts, and of the emulation.
 #pragma once
 
 extern "C" void probe_philox(const uint32_t* counter, const uint32_t* key, uint32_t* out) {
@@ -15,3 +15,15 @@ extern "C" int probe_sizes(int* out) {
 extern "C" size_t probe_canvas(int capacity) {
     return (size_t)canvas_of(nullptr, capacity, 1).state;
 }
+
+// A kernel with a fault: its first thread never comes to the barrier.
+extern "C" __global__ void probe_lost_thread(int* out) {
+    if (threadIdx.x == 0) return;
+    __syncthreads();
+    out[threadIdx.x] = 1;
+}
+HOST_KERNEL(probe_lost_thread)
+
+// In which order the threads of a block run.
+extern "C" __global__ void probe_order(int* next, int* out) { out[threadIdx.x] = (*next)++; }
+HOST_KERNEL(probe_order)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from host_device import HostDevice
 from loop_buffers import LoopBuffers
 
 from lladav.manifest import SpecialTokens
 from lladav.runtime.canvas import Canvas
 from lladav.runtime.config import GenerationConfig, Schedule
 from lladav.runtime.gpu import kernels
+from lladav.runtime.gpu.device import Device
 from lladav.runtime.gpu.loop_state import Rules
 from lladav.runtime.selectors import Entropy, Factor, Fixed, Frechet, Scores, Selector, Threshold
 
@@ -29,6 +29,11 @@ SELECTORS: tuple[Selector, ...] = (
     Frechet(0.25),
     Entropy(0.5),
 )
+
+
+@pytest.fixture
+def device(kernel_device: Device) -> Device:
+    return kernel_device
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ def on_the_host(case: Case) -> Iterator[Step]:
             return
 
 
-def on_the_device(case: Case, device: HostDevice, capacity: int) -> Iterator[Step]:
+def on_the_device(case: Case, device: Device, capacity: int) -> Iterator[Step]:
     length, slots = case.schedule.gen_length, 3
     loop = LoopBuffers(device, case.rules(), capacity, slots=slots, mask=MASK)
     for number, (tokens, confidences, entropies) in enumerate(case.picks()):
@@ -171,7 +176,7 @@ def on_the_device(case: Case, device: HostDevice, capacity: int) -> Iterator[Ste
 
 
 @pytest.mark.parametrize("selector", SELECTORS, ids=str)
-def test_every_step_is_the_hosts(device: HostDevice, selector: Selector) -> None:
+def test_every_step_is_the_hosts(device: Device, selector: Selector) -> None:
     for case in cases(selector, 200):
         capacity = case.schedule.gen_length + case.seed % 20
         for expected, found in zip(on_the_host(case), on_the_device(case, device, capacity), strict=True):

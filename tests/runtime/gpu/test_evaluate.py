@@ -14,10 +14,16 @@ from philox import gumbel_noise
 
 from lladav.runtime.config import GenerationConfig, Schedule
 from lladav.runtime.gpu import kernels
+from lladav.runtime.gpu.device import Device
 from lladav.runtime.gpu.loop_state import ALL_BUT, FREE, ONLY, RESTRICTION, Rules
 from lladav.runtime.sampling import Picks, Sampler, restrict
 from lladav.runtime.selectors import Fixed
 from lladav.runtime.template import Restriction
+
+
+@pytest.fixture
+def device(kernel_device: Device) -> Device:
+    return kernel_device
 
 
 def rules(length: int, suppressed: tuple[int, ...] = (), **options: float) -> Rules:
@@ -26,7 +32,7 @@ def rules(length: int, suppressed: tuple[int, ...] = (), **options: float) -> Ru
 
 
 def evaluated(
-    device: HostDevice, loop: LoopBuffers, logits: np.ndarray, rows: np.ndarray | None = None, *, first: int = 0
+    device: Device, loop: LoopBuffers, logits: np.ndarray, rows: np.ndarray | None = None, *, first: int = 0
 ) -> Picks:
     """Picks of `[R, V]` logits of one sequence, for rows that are positions 0 to R - 1 where not given."""
     count, vocabulary = logits.shape
@@ -78,7 +84,7 @@ def test_many_rows(vocabulary: int, full_blocks: bool) -> None:
     assert_same(found, on_the_host(logits, (1,)))
 
 
-def test_the_real_vocabulary(device: HostDevice) -> None:
+def test_the_real_vocabulary(device: Device) -> None:
     logits = np.random.default_rng(3).normal(0, 3, (2, 126_464)).astype(np.float32)
     logits[1, 126_463] = 40.0
     found = evaluated(device, LoopBuffers(device, rules(2, (5, 7)), 2), logits)
@@ -86,7 +92,7 @@ def test_the_real_vocabulary(device: HostDevice) -> None:
     assert found.tokens[1] == 126_463
 
 
-def test_logits_are_read_and_only_forbidden_ones_written(device: HostDevice) -> None:
+def test_logits_are_read_and_only_forbidden_ones_written(device: Device) -> None:
     logits = np.random.default_rng(0).normal(0, 1, (1, 50)).astype(np.float32)
     loop = LoopBuffers(device, rules(1, (4,)), 1)
     address = loop.put(logits)
@@ -97,7 +103,7 @@ def test_logits_are_read_and_only_forbidden_ones_written(device: HostDevice) -> 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("place", [0, 17, 63])
-def test_logits_that_are_no_numbers_give_confidences_that_are_none(device: HostDevice, bad: float, place: int) -> None:
+def test_logits_that_are_no_numbers_give_confidences_that_are_none(device: Device, bad: float, place: int) -> None:
     logits = np.random.default_rng(0).normal(0, 1, (2, 64)).astype(np.float32)
     logits[0, place] = bad
     confidences = evaluated(device, LoopBuffers(device, rules(2), 2), logits).confidences
@@ -105,18 +111,18 @@ def test_logits_that_are_no_numbers_give_confidences_that_are_none(device: HostD
     assert 0 < confidences[1] < 1
 
 
-def test_a_row_in_which_nothing_may_stand_gives_no_confidence(device: HostDevice) -> None:
+def test_a_row_in_which_nothing_may_stand_gives_no_confidence(device: Device) -> None:
     assert math.isnan(
         evaluated(device, LoopBuffers(device, rules(1, (0, 1)), 1), np.zeros((1, 2), np.float32)).confidences[0]
     )
 
 
-def test_a_suppressed_token_may_be_no_number(device: HostDevice) -> None:
+def test_a_suppressed_token_may_be_no_number(device: Device) -> None:
     found = evaluated(device, LoopBuffers(device, rules(1, (1,)), 1), np.array([[0, np.nan, 0]], np.float32))
     assert (found.tokens[0], found.confidences[0]) == (0, 0.5)
 
 
-def test_restrictions_of_every_kind(device: HostDevice) -> None:
+def test_restrictions_of_every_kind(device: Device) -> None:
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 3, (4, 300)).astype(np.float32)
     only, but = np.sort(rng.choice(300, 40, replace=False)), np.sort(rng.choice(300, 290, replace=False))
@@ -139,7 +145,7 @@ def test_restrictions_of_every_kind(device: HostDevice) -> None:
     assert found.confidences[3] == 1
 
 
-def test_every_sequence_has_its_own_restrictions(device: HostDevice) -> None:
+def test_every_sequence_has_its_own_restrictions(device: Device) -> None:
     """Those of a sequence begin where its canvas does, however few rows are asked for."""
     spans = np.array([[(ONLY, 0, 1), (FREE, 0, 0)], [(ONLY, 1, 2), (FREE, 0, 0)]], RESTRICTION)
     ids = np.array([3, 5], np.int32)
@@ -150,7 +156,7 @@ def test_every_sequence_has_its_own_restrictions(device: HostDevice) -> None:
     assert loop.canvases["tokens"][:, 0].tolist() == [3, 5]
 
 
-def test_noise_is_that_of_the_generator(device: HostDevice) -> None:
+def test_noise_is_that_of_the_generator(device: Device) -> None:
     """`argmax(logits + T * gumbel)`, with noise by seed, step, position and token."""
     vocabulary, step, temperature, seed = 2000, 5, 0.8, 3 << 40
     logits = np.random.default_rng(2).normal(0, 2, (6, vocabulary)).astype(np.float32)
@@ -171,7 +177,7 @@ def test_noise_is_that_of_the_generator(device: HostDevice) -> None:
     np.testing.assert_allclose(found.confidences, share[np.arange(6), found.tokens], rtol=3e-6)
 
 
-def test_noise_under_a_restriction_is_the_same_noise(device: HostDevice) -> None:
+def test_noise_under_a_restriction_is_the_same_noise(device: Device) -> None:
     logits = np.zeros((1, 64), np.float32)
     own = rules(1, temperature=1.0, seed=4)
     spans = np.array([(ONLY, 0, 20)], RESTRICTION)
@@ -180,7 +186,7 @@ def test_noise_under_a_restriction_is_the_same_noise(device: HostDevice) -> None
     assert found.tokens[0] == 13 + gumbel_noise(4, 0, 0, 64)[13:33].argmax()
 
 
-def test_sampling_follows_the_distribution_and_the_seed(device: HostDevice) -> None:
+def test_sampling_follows_the_distribution_and_the_seed(device: Device) -> None:
     logits = np.log(np.tile(np.array([0.6, 0.3, 0.1], np.float32), (512, 1)))
 
     def tokens(seed: int, temperature: float) -> np.ndarray:
@@ -194,7 +200,7 @@ def test_sampling_follows_the_distribution_and_the_seed(device: HostDevice) -> N
     assert set(tokens(1, 1e-3).tolist()) == {0}
 
 
-def test_only_rows_that_may_be_committed_are_read(device: HostDevice) -> None:
+def test_only_rows_that_may_be_committed_are_read(device: Device) -> None:
     """What is decided, behind the block or padding keeps its pick, and so does a canvas that is done."""
     schedule = Schedule(gen_length=6, block_length=3, steps=6)
     loop = LoopBuffers(device, Rules(schedule, Fixed(), GenerationConfig()), 8, sequences=2, mask=9)
@@ -220,7 +226,7 @@ def test_only_rows_that_may_be_committed_are_read(device: HostDevice) -> None:
     assert evaluate() == [[9, -1, -1, -1, -1, -1, -1, -1], untouched]
 
 
-def test_the_host_may_ask_for_any_rows(device: HostDevice) -> None:
+def test_the_host_may_ask_for_any_rows(device: Device) -> None:
     loop = LoopBuffers(device, rules(2), 8, every_row=True)
     logits = np.eye(8, dtype=np.float32)
     assert evaluated(device, loop, logits, np.arange(8) - 3).tokens.tolist() == list(range(8))

@@ -107,6 +107,23 @@ def test_arguments_are_compared_with_the_kernels(device: HostDevice) -> None:
         device.launch("lladav_commit", (1, 1, 1), (32, 1, 1), [ctypes.c_void_p(loop.rules)])
 
 
+def test_a_barrier_that_a_thread_misses_is_noticed(device: HostDevice) -> None:
+    out = ctypes.c_void_p(device.allocate(32))
+    with pytest.raises(AssertionError, match="not every thread came to a barrier"):
+        device.launch("probe_lost_thread", (1, 1, 1), (8, 1, 1), [out])
+
+
+def test_threads_run_in_both_orders(device: HostDevice) -> None:
+    out, orders = np.zeros((2, 8), np.int32), []
+    address = device.allocate(out.nbytes)
+    for _ in range(2):
+        device.clear(address, out.nbytes)
+        device.launch("probe_order", (1, 1, 1), (8, 1, 1), [ctypes.c_void_p(address), ctypes.c_void_p(address + 32)])
+        device.download(out, address)
+        orders.append(out[1].tolist())
+    assert sorted(orders) == [list(range(8)), list(range(8))[::-1]]
+
+
 def test_a_step_moves_no_vocabulary_and_does_not_wait(device: HostDevice) -> None:
     vocabulary = 5000
     loop = LoopBuffers(device, PLAIN, 4, sequences=1)

@@ -7,12 +7,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from host_device import HostDevice
 from loop_buffers import LoopBuffers
 
 from lladav.errors import BackendError
 from lladav.runtime.config import GenerationConfig, Schedule
 from lladav.runtime.gpu import kernels
+from lladav.runtime.gpu.device import Device
 from lladav.runtime.gpu.loop_state import Rules
 from lladav.runtime.sampling import guide
 from lladav.runtime.selectors import Fixed, Threshold
@@ -21,8 +21,13 @@ ONE_BLOCK = Schedule(gen_length=6, block_length=6, steps=6)
 PLAIN = Rules(ONE_BLOCK, Fixed(), GenerationConfig())
 
 
+@pytest.fixture
+def device(kernel_device: Device) -> Device:
+    return kernel_device
+
+
 @pytest.mark.parametrize("count", [1, 255, 70_000])
-def test_guidance_is_the_hosts_to_the_bit(device: HostDevice, count: int) -> None:
+def test_guidance_is_the_hosts_to_the_bit(device: Device, count: int) -> None:
     conditional, unconditional = np.random.default_rng(count).normal(0, 5, (2, count)).astype(np.float32)
     loop = LoopBuffers(device, Rules(ONE_BLOCK, Fixed(), GenerationConfig(cfg_scale=1.7)), 6)
     address = loop.put(conditional)
@@ -34,7 +39,7 @@ def test_guidance_is_the_hosts_to_the_bit(device: HostDevice, count: int) -> Non
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize(("guided", "whole"), [(False, False), (True, False), (False, True)])
-def test_decided_rows_get_their_embeddings(device: HostDevice, dtype: str, guided: bool, whole: bool) -> None:
+def test_decided_rows_get_their_embeddings(device: Device, dtype: str, guided: bool, whole: bool) -> None:
     rng = np.random.default_rng(0)
     width, vocabulary, stride = 300, 11, 8 * 300
     table = rng.normal(0, 1, (vocabulary, width)).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
@@ -55,7 +60,7 @@ def test_decided_rows_get_their_embeddings(device: HostDevice, dtype: str, guide
     np.testing.assert_array_equal(loop.get(target, expected.shape, np.float32), expected)
 
 
-def test_every_finite_half_is_widened_exactly(device: HostDevice) -> None:
+def test_every_finite_half_is_widened_exactly(device: Device) -> None:
     table = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     table[~np.isfinite(table)] = 0
     loop = LoopBuffers(device, Rules(ONE_BLOCK, Fixed(), GenerationConfig()), 6)
@@ -68,7 +73,7 @@ def test_every_finite_half_is_widened_exactly(device: HostDevice) -> None:
     np.testing.assert_array_equal(loop.get(target, len(table), np.float32), table.astype(np.float32))
 
 
-def test_logits_that_are_no_numbers_end_the_canvas_undecided(device: HostDevice) -> None:
+def test_logits_that_are_no_numbers_end_the_canvas_undecided(device: Device) -> None:
     loop = LoopBuffers(device, PLAIN, 6)
     canvases = loop.canvases
     canvases["confidences"][0] = [0.5, np.nan, 0.5, np.inf, 0.5, 0.5]
@@ -79,7 +84,7 @@ def test_logits_that_are_no_numbers_end_the_canvas_undecided(device: HostDevice)
     assert loop.canvases["masked"].all()
 
 
-def test_a_step_too_many_changes_nothing(device: HostDevice) -> None:
+def test_a_step_too_many_changes_nothing(device: Device) -> None:
     """As a graph that is replayed once more than there was something to decide."""
     loop = LoopBuffers(device, Rules(ONE_BLOCK, Threshold(0.5), GenerationConfig()), 6, slots=2)
     canvases = loop.canvases
@@ -101,7 +106,7 @@ def test_a_step_too_many_changes_nothing(device: HostDevice) -> None:
     assert loop.log[0].tobytes() == log.tobytes()
 
 
-def test_a_canvas_larger_than_a_block_is_refused(device: HostDevice) -> None:
+def test_a_canvas_larger_than_a_block_is_refused(device: Device) -> None:
     length = 1025
     rules = Rules(Schedule(gen_length=length, block_length=length, steps=1), Fixed(), GenerationConfig())
     with pytest.raises(BackendError, match="1,025 positions"):

@@ -6,7 +6,6 @@ import ctypes
 
 import numpy as np
 import pytest
-from host_device import HostDevice
 from host_library import host_library
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,10 +14,16 @@ from philox import philox, words
 
 from lladav.runtime.config import GenerationConfig, Schedule
 from lladav.runtime.gpu import kernels
+from lladav.runtime.gpu.device import Device
 from lladav.runtime.gpu.loop_state import Rules
 from lladav.runtime.selectors import Fixed
 
 WORD = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture
+def device(kernel_device: Device) -> Device:
+    return kernel_device
 
 
 def of_the_kernels(counter: list[int], key: list[int]) -> list[int]:
@@ -50,7 +55,7 @@ def test_numpy_gives_the_same(counter: list[int], key: list[int]) -> None:
     assert philox(np.array([counter], np.uint32), (key[0], key[1])).tolist() == [of_the_kernels(counter, key)]
 
 
-def test_random_remasking_ranks_by_a_uniform_number(device: HostDevice) -> None:
+def test_random_remasking_ranks_by_a_uniform_number(device: Device) -> None:
     schedule, seed, step = Schedule(gen_length=40, block_length=40, steps=4), 77 << 31, 2
     loop = LoopBuffers(device, Rules(schedule, Fixed(), GenerationConfig(remasking="random", seed=seed)), 40)
     canvases = loop.canvases
