@@ -71,7 +71,7 @@ def memory_needs(
     plan = plan_memory(manifest, Sizes(batch, prompt, canvas, most_tiles(manifest)), precision=precision)
     prompt_kv, logits = plan.bytes_of(PAST), plan.bytes_of("logits")
     return Needs(
-        weights=sum(weight_bytes(manifest, precision, form).values()),
+        weights=sum(weight_bytes(manifest.geometry, precision, form).values()),
         activations=max(
             activation_bytes(g, window, window, past=0, rows=canvas, batch=batch, width=width),
             activation_bytes(g, canvas, window, past=prompt, rows=canvas, batch=batch, width=width),
@@ -82,18 +82,18 @@ def memory_needs(
     )
 
 
-def weight_bytes(manifest: Manifest, precision: Precision, form: QuantizedForm | None = None) -> dict[str, int]:
+def weight_bytes(geometry: Geometry, precision: Precision, form: QuantizedForm | None = None) -> dict[str, int]:
     """Bytes of every engine's weights; norms, which stay float32, are counted like the rest."""
-    g, counts = manifest.geometry.language, count_parameters(manifest.geometry)
+    g, counts = geometry.language, count_parameters(geometry)
     parts = {"denoiser": counts["language_model"] - g.vocab_rows * g.hidden_size}
-    if manifest.geometry.vision is not None:
+    if geometry.vision is not None:
         parts |= {"vision_encoder": counts["vision_tower"], "connector": counts["connector"]}
     width = BYTES[precision]
     if form is None:
         return {name: count * width for name, count in parts.items()}
     # A scale per output feature is less than a thousandth, one per block is not.
     of_linear = {"denoiser": 0.5 + width / INT4_BLOCK} if form == "w4" else {}
-    linear = _linear_parameters(manifest.geometry)
+    linear = _linear_parameters(geometry)
     return {
         name: (count - linear[name]) * width + round(linear[name] * of_linear.get(name, 1))
         for name, count in parts.items()

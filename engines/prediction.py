@@ -126,7 +126,7 @@ def predict(
     if batch < 1:
         raise OptionError(f"a batch of {batch} holds nothing", cure="pass 1 or more")
     compute, form = _numbers(manifest, precision)
-    g, weights = manifest.geometry.language, weight_bytes(manifest, compute, form)["denoiser"]
+    g, weights = manifest.geometry.language, weight_bytes(manifest.geometry, compute, form)["denoiser"]
     rows = []
     for prompt in manifest.buckets.prompt:
         needs = memory_needs(manifest, prompt, canvas, batch=batch, precision=compute, form=form)

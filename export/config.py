@@ -26,6 +26,8 @@ class ExportConfig(BaseModel):
             loader does; `all` keeps every row.
         quantize: integers for the linear layers, see `Quantization`; None leaves them in `dtype`.
         statistics: file of `lladav calibrate` that says how large the inputs of layers are, for `w8a8`.
+        keep_layers: linear layers that are no integers all the same, by name in the checkpoint; `*` stands
+            for anything.
         head_parts: into how many products along the vocabulary the head is split; None is as many as
             make each easily built on every target.
         verify: compare the graphs with PyTorch before the bundle appears.
@@ -42,6 +44,7 @@ class ExportConfig(BaseModel):
     vocab_rows: Literal["tokenizer", "all"] = "tokenizer"
     quantize: QuantizedForm | None = None
     statistics: Path | None = None
+    keep_layers: tuple[str, ...] = ()
     head_parts: PositiveInt | None = None
     verify: bool = True
 
@@ -58,7 +61,9 @@ class ExportConfig(BaseModel):
         return sizes if sizes[0] == 1 else (1, *sizes)
 
     @model_validator(mode="after")
-    def _ranges_of_inputs(self) -> ExportConfig:
+    def _integers(self) -> ExportConfig:
         if (self.quantize == "w8a8") != (self.statistics is not None):
             raise ValueError("w8a8 needs statistics, and nothing else takes them")
+        if self.keep_layers and self.quantize is None:
+            raise ValueError("keep_layers without quantize means nothing: all layers are kept")
         return self

@@ -21,7 +21,7 @@ from lladav.export.checkpoint import Checkpoint
 from lladav.export.config import COMPUTE_TYPES, ExportConfig
 from lladav.export.coverage import check_coverage
 from lladav.export.denoiser_graph import denoiser, denoiser_cpu
-from lladav.export.graph_form import GraphForm, head_parts, linear_forms
+from lladav.export.graph_form import GraphForm, head_parts, linear_forms, matching_layers
 from lladav.export.model_config import read_geometry, read_preprocessing, read_tokens, tokenizer_length
 from lladav.export.onnx_graph import ELEMENT_BITS, GraphBuilder
 from lladav.export.progress import Progress
@@ -72,6 +72,8 @@ def export(
     Raises:
         CheckpointError: the checkpoint is incomplete, damaged or of an unknown kind.
         ExportError: the bundle could not be written.
+        OptionError: a layer that is to be kept does not exist.
+        CalibrationError: the statistics are not of this checkpoint, or lack a layer.
         VerificationError: a graph does not compute what PyTorch computes.
     """
     config = config or ExportConfig()
@@ -85,7 +87,7 @@ def export(
     precision = config.dtype or ("fp32" if source.dtype == "float32" else "fp16")
     compute = COMPUTE_TYPES[precision]
     width = ELEMENT_BITS[compute] // 8
-    quantization = _quantization(config)
+    quantization = _quantization(config, geometry)
     statistics = Statistics.open(config.statistics) if config.statistics else None
     form = GraphForm(
         compute,
@@ -149,10 +151,11 @@ def build_graphs(geometry: Geometry, form: GraphForm) -> list[GraphBuilder]:
     return graphs
 
 
-def _quantization(config: ExportConfig) -> Quantization | None:
+def _quantization(config: ExportConfig, geometry: Geometry) -> Quantization | None:
     if config.quantize is None:
         return None
-    return Quantization(form=config.quantize, block=INT4_BLOCK if config.quantize == "w4" else None)
+    block = INT4_BLOCK if config.quantize == "w4" else None
+    return Quantization(form=config.quantize, block=block, kept=matching_layers(geometry, config.keep_layers))
 
 
 def _vocabulary_rows(source: Checkpoint, config: ExportConfig) -> int:

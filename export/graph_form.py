@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fnmatch
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import gcd
 from typing import Literal
 
+from lladav.errors import OptionError
 from lladav.export.coverage import linear_layers
 from lladav.export.input_ranges import input_range
 from lladav.geometry import Geometry, LanguageGeometry
@@ -63,6 +65,21 @@ def head_parts(g: LanguageGeometry, width: int) -> int:
     return -(-g.vocab_rows * g.hidden_size * width // _HEAD_PART_BYTES)
 
 
+def matching_layers(geometry: Geometry, patterns: Sequence[str]) -> tuple[str, ...]:
+    """The linear layers that a name or a pattern with `*` means, in the model's order.
+
+    Raises:
+        OptionError: a pattern means none.
+    """
+    layers = tuple(linear_layers(geometry))
+    for pattern in patterns:
+        if not fnmatch.filter(layers, pattern):
+            raise OptionError(
+                f"no linear layer is called {pattern!r}", cure=f"choose of {layers[0]}, ..., {layers[-1]}, or use *"
+            )
+    return tuple(name for name in layers if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+
+
 def linear_forms(
     geometry: Geometry, quantization: Quantization, statistics: Statistics | None = None
 ) -> dict[str, LinearForm]:
@@ -73,7 +90,7 @@ def linear_forms(
     Args:
         geometry: of the model.
         quantization: what was asked for.
-        statistics: of the layers' inputs, for `w8a8`.
+        statistics: of the language model's layers, whose inputs become integers by them, for `w8a8`.
 
     Raises:
         CalibrationError: the statistics lack a layer, or say nothing about its input.
@@ -87,8 +104,6 @@ def linear_forms(
             forms[name] = LinearForm("int8")
         elif quantization.form == "w4" and block >= _SMALLEST_BLOCK:
             forms[name] = LinearForm("int4", block)
-        elif quantization.form == "w8a8" and statistics is not None:
-            forms[name] = LinearForm("int8", input_range=input_range(statistics, name))
         else:
-            forms[name] = LinearForm("int8")
+            forms[name] = LinearForm("int8", input_range=input_range(statistics, name) if statistics else None)
     return forms

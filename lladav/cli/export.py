@@ -40,6 +40,9 @@ def export(
     statistics: Annotated[
         Path | None, typer.Option(help="What `lladav calibrate` wrote; w8a8 takes its scales from it.")
     ] = None,
+    keep_layers: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME,...", help="Linear layers that are no integers; * is anything.")
+    ] = None,
     head_parts: Annotated[
         int | None, typer.Option(help="Products of the head along the vocabulary; by default as every target needs.")
     ] = None,
@@ -48,6 +51,8 @@ def export(
     """Turn a checkpoint into a bundle."""
     chosen: dict[str, Any] = {"dtype": dtype, "vocab_rows": vocab_rows, "verify": verify}
     chosen |= {"quantize": quantize, "statistics": statistics, "head_parts": head_parts}
+    if keep_layers is not None:
+        chosen["keep_layers"] = tuple(name for name in keep_layers.replace(",", " ").split())
     buckets = {"canvas_buckets": canvas_buckets, "prompt_buckets": prompt_buckets, "tile_buckets": tile_buckets}
     for name, text in buckets.items():
         if text is not None:

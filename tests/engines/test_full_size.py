@@ -1,37 +1,53 @@
-"""LLaDA-V's real geometry with random weights, built ahead of time."""
+"""LLaDA-V's real geometry with random weights, exported and built ahead of time."""
 
 from __future__ import annotations
 
-import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
-from time import perf_counter
+from typing import NamedTuple
 
 import pytest
 from test_builder import fused_attentions
 
 from benchmarks import make_full_size
+from benchmarks.export_full_size import anonymous_bytes
 from lladav.bundle import Bundle
 from lladav.engines import read_records
-from lladav.export import ExportConfig, export
-from lladav.inspect import count_parameters
+from lladav.engines.needs import weight_bytes
 from lladav.machine import examine
-from lladav.manifest import Manifest
+from lladav.manifest import QuantizedForm
 
 # Of the process, per byte of the denoiser's weights, and beside the weights, which are mapped (docs/decisions.md).
 MEMORY_PER_WEIGHT = 1.75
+MOST_TO_EXPORT = 4e9
 
 
-def layers_that_fit() -> int:
-    """As many of the language model's layers as this machine's free memory builds in fp16."""
+class Cost(NamedTuple):
+    """Of a command: how long it took, and the most memory that the kernel could not have dropped."""
+
+    seconds: float
+    anonymous: int
+
+
+def measured(*arguments: str) -> Cost:
+    began, peak = time.perf_counter(), 0
+    process = subprocess.Popen([sys.executable, "-m", "lladav", *arguments])
+    while process.poll() is None:
+        peak = max(peak, anonymous_bytes(process.pid))
+        time.sleep(0.05)
+    assert process.returncode == 0
+    return Cost(time.perf_counter() - began, peak)
+
+
+def layers_that_fit(form: QuantizedForm | None) -> int:
+    """As many of the language model's layers as this machine's free memory builds in fp16 with these integers."""
     memory = examine().memory
     assert memory is not None
     for layers in range(make_full_size.LAYERS, 0, -1):
-        geometry = make_full_size.real_geometry(layers, 1)
-        table = geometry.language.vocab_rows * geometry.language.hidden_size
-        weights = 2 * (count_parameters(geometry)["language_model"] - table)
+        weights = weight_bytes(make_full_size.real_geometry(layers, 1), "fp16", form)["denoiser"]
         if weights * MEMORY_PER_WEIGHT < memory.available:
             return layers
     pytest.skip(f"{memory.available / 1e9:.1f} GB of free memory build no layer")
@@ -39,24 +55,29 @@ def layers_that_fit() -> int:
 
 @pytest.mark.fullsize
 @pytest.mark.usefixtures("rtx")
-def test_real_geometry(tmp_path: Path) -> None:
-    layers = layers_that_fit()
+@pytest.mark.parametrize("form", ["w8", "w4", None])
+def test_real_geometry(tmp_path: Path, form: QuantizedForm | None) -> None:
+    layers = layers_that_fit(form)
     checkpoint, bundle = tmp_path / "checkpoint", tmp_path / "bundle"
     checkpoint.mkdir()
     make_full_size.write_checkpoint(checkpoint, layers, make_full_size.VISION_LAYERS, lambda _: None)
-    export(checkpoint, bundle, ExportConfig(dtype="fp16", verify=False))
+    integers = ("--quantize", form) if form else ()
+    exported = measured("export", str(checkpoint), str(bundle), "--dtype", "fp16", "--no-verify", *integers)
     shutil.rmtree(checkpoint)
+    built = measured("build", str(bundle), "--target", "rtx-40")
 
-    began = perf_counter()
-    subprocess.run([sys.executable, "-m", "lladav", "build", str(bundle), "--target", "rtx-40"], check=True)
-    seconds = perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    manifest = Bundle.open(bundle).manifest
+    sizes = {entry.path: entry.bytes for entry in manifest.files}
     records = {record.graph: record for record in read_records(bundle)}
-    graphs = Manifest.read(bundle).graphs
-    sizes = {entry.path: entry.bytes for entry in Bundle.open(bundle).manifest.files}
-    print(f"\n{layers} layers, {seconds:.0f} s, {peak / 1e9:.1f} GB with mapped weights")
+    print(f"\n{layers} layers in {manifest.numbers}, bundle of {sum(sizes.values()) / 1e9:.2f} GB")
+    for verb, cost in (("exported", exported), ("built", built)):
+        print(f"{verb} in {cost.seconds:.0f} s with {cost.anonymous / 1e9:.2f} GB of memory beside the file cache")
     for name, record in records.items():
-        print(f"{name}: {record.plan.bytes / 1e9:.3f} GB, activations {record.activations}")
-        assert record.plan.bytes < 1.1 * sizes[graphs[name].weights]
+        weights = sizes[manifest.graphs[name].weights]
+        print(f"{name}: {record.plan.bytes / 1e9:.3f} GB of {weights / 1e9:.3f}, activations {record.activations}")
+        # As wide as in the file: integers stay integers.
+        assert record.plan.bytes < 1.1 * weights
+    assert exported.anonymous < MOST_TO_EXPORT
     assert fused_attentions(bundle / records["denoiser"].plan.path) == 2 * layers
     assert fused_attentions(bundle / records["vision_encoder"].plan.path) == make_full_size.VISION_LAYERS
+    shutil.rmtree(bundle)

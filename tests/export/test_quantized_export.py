@@ -11,10 +11,12 @@ import onnx
 import pytest
 from onnx import TensorProto
 from tiny import Tensors, write_tiny_checkpoint
+from typer.testing import CliRunner
 
 from lladav.bundle import Bundle
 from lladav.calib import CalibrationConfig, calibrate
-from lladav.errors import CalibrationError, CheckpointError, VerificationError
+from lladav.cli.app import app
+from lladav.errors import CalibrationError, CheckpointError, OptionError, VerificationError
 from lladav.export import ExportConfig, export
 from lladav.export.coverage import linear_layers
 from lladav.export.quantize import dequantized
@@ -219,6 +221,38 @@ def test_input_that_was_always_zero_gives_no_scale(
     config = exports.config("w8a8").model_copy(update={"statistics": tmp_path / "zeros.npz"})
     with pytest.raises(CalibrationError, match=f"inputs of {name} reach 0"):
         export(tiny_checkpoint, tmp_path / "bundle", config)
+
+
+def test_layers_can_be_kept(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    kept = ("*.mlp.down_proj", "model.layers.0.*.q_proj")
+    config = ExportConfig(dtype="fp32", quantize="w8", keep_layers=kept, verify=False)
+    bundle = export(tiny_checkpoint, tmp_path / "bundle", config)
+    names = {"model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"}
+    assert bundle.manifest.quantization is not None
+    assert set(bundle.manifest.quantization.kept) == names
+    assert set(StoredIntegers(bundle)) == set(linear_layers(bundle.manifest.geometry)) - names
+
+
+def test_list_that_names_nothing_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = ExportConfig(quantize="w8", keep_layers=("*.down_proj", "*.down"), verify=False)
+    with pytest.raises(OptionError, match=r"no linear layer is called '\*\.down'"):
+        export(tiny_checkpoint, tmp_path / "bundle", config)
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--quantize", "w3"), "--quantize: Input should be 'w8', 'w4' or 'w8a8'"),
+        (("--quantize", "w8a8"), "w8a8 needs statistics"),
+        (("--keep-layers", "*"), "keep_layers without quantize"),
+        (("--head-parts", "0"), "--head-parts: Input should be greater than 0"),
+    ],
+)
+def test_options_that_mean_nothing(tiny_checkpoint: Path, tmp_path: Path, options: tuple[str, str], said: str) -> None:
+    result = CliRunner().invoke(app, ("export", str(tiny_checkpoint), str(tmp_path / "b"), *options))
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(("form", "given"), [("w8a8", None), ("w8", Path("seen.npz")), (None, Path("seen.npz"))])
