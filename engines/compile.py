@@ -82,6 +82,9 @@ def _build(trt: Any, order: Order, out: HashedStream, timings: Path, monitor: An
     _parse(trt, order, network, log)
     config = builder.create_builder_config()
     config.progress_monitor = monitor
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # Else TensorRT-RTX may allocate while a pass runs, which cannot be captured then.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     for profile in order.profiles:
         shapes = builder.create_optimization_profile()
         for spec in order.spec.inputs:
