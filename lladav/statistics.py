@@ -59,9 +59,9 @@ class Condition(_Frozen):
 
     @property
     def label(self) -> str:
-        """As a person reads it: `refresh, image rows, mask ratio 0.75`."""
-        where = f", {self.where} rows" if self.where else ""
-        return self.kind + where + (f", mask ratio {self.mask_ratio:g}" if self.mask_ratio is not None else "")
+        """As a person reads it: `refresh, image, 75% masks`."""
+        where = f", {self.where}" if self.where else ""
+        return self.kind + where + (f", {self.mask_ratio:.0%} masks" if self.mask_ratio is not None else "")
 
 
 class GraphRecord(_Frozen):

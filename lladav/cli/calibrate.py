@@ -12,7 +12,7 @@ from rich.text import Text
 from lladav.cli import screen
 
 if TYPE_CHECKING:
-    from lladav.statistics import Statistics
+    from lladav.statistics import Condition, Statistics
 
 
 def calibrate(
@@ -68,31 +68,30 @@ def calibrate(
 
 def _print(statistics: Statistics, output: Path) -> None:
     run, out = statistics.header.run, screen.stdout()
-    out.print(_positions(statistics))
-    out.print()
+    for graph, record in statistics.header.graphs.items():
+        counts = dict(zip(record.conditions, statistics.rows(graph).tolist(), strict=True))
+        if all(condition.mask_ratio is not None for condition in counts):
+            out.print(_by_masks(graph, counts))
+            out.print()
+        else:
+            seen = ", ".join(f"{rows:,} of {condition.label}" for condition, rows in counts.items())
+            out.print(f"{graph}: positions seen: {seen}", soft_wrap=True)
+        missing = "; ".join(condition.label for condition, rows in counts.items() if not rows)
+        if missing and run.asked is not None:
+            note = f"{graph}: nothing was seen of {missing}. Change --steps, --refresh-interval or the pictures"
+            screen.stderr().print(Text("warning:", "yellow"), note, soft_wrap=True)
     shown = "files" if run.asked is None else "questions"
     facts = f"linear layers: {len(statistics.linears)}, {shown}: {run.count}"
     facts += f", pictures: {len(run.sources)}" if run.asked is not None else ""
     out.print(f"{output}: {facts}, {screen.size(output.stat().st_size)}", soft_wrap=True)
-    for graph, record in statistics.header.graphs.items():
-        seen = zip(record.conditions, statistics.rows(graph), strict=True)
-        missing = [condition.label for condition, rows in seen if not rows]
-        if missing and run.asked is not None:
-            note = (
-                f"{graph}: nothing was seen of {'; '.join(missing)}. Change --steps, --refresh-interval or the pictures"
-            )
-            screen.stderr().print(Text("warning:", "yellow"), note, soft_wrap=True)
 
 
-def _positions(statistics: Statistics) -> Table:
-    """How often each condition was met; shares of masks side by side."""
-    ratios = sorted({c.mask_ratio for c in statistics.conditions if c.mask_ratio is not None}, reverse=True)
-    columns = ("graph", "seen in", "rows", "all", *(f"{ratio:.0%}" for ratio in ratios))
-    table = screen.table("Positions seen, by share of masks", *columns, numbers=tuple(range(3, len(columns))))
-    for graph, record in statistics.header.graphs.items():
-        counts = dict(zip(record.conditions, statistics.rows(graph).tolist(), strict=True))
-        for kind, where in dict.fromkeys((c.kind, c.where) for c in counts):
-            own = {c.mask_ratio: rows for c, rows in counts.items() if (c.kind, c.where) == (kind, where)}
-            cells = (f"{own[ratio]:,}" if ratio in own else "" for ratio in ratios)
-            table.add_row(graph, kind, where or "", f"{sum(own.values()):,}", *cells)
+def _by_masks(graph: str, counts: dict[Condition, int]) -> Table:
+    """A row per share of masks, a column per pass and place."""
+    places = list(dict.fromkeys((c.kind, c.where) for c in counts))
+    columns = ("masks left", *(f"{kind}, {where}" for kind, where in places))
+    table = screen.table(f"{graph}: positions seen", *columns, numbers=tuple(range(1, len(columns))))
+    for ratio in dict.fromkeys(c.mask_ratio for c in counts if c.mask_ratio is not None):
+        own = {(c.kind, c.where): rows for c, rows in counts.items() if c.mask_ratio == ratio}
+        table.add_row(f"{ratio:.0%}", *(f"{own[place]:,}" for place in places))
     return table

@@ -36,13 +36,15 @@ def test_it_says_what_was_seen(tiny_bundle: Path, pictures: Path, tmp_path: Path
     options = ("--limit", 1, "--gen-length", 8, "--steps", 4, "--refresh-interval", 2)
     out, err = calibrate(tiny_bundle, "--images", pictures, "--output", output, *options)
     assert f"{output}: linear layers: 29, questions: 1, pictures: 1" in out.replace("\n", "")
+    assert "masks left" in out
+    assert "vision_encoder: positions seen: 16 of base, " in out
     asked = Statistics.open(output).header.run.asked
     assert asked is not None
     assert (asked.gen_length, asked.steps, asked.refresh_interval) == (8, 4, 2)
     assert "100 %" in err
     warning = err[err.index("warning:") :].replace("\n", " ")
-    assert "denoiser: nothing was seen of refresh, image rows, mask ratio 0.75" in warning
-    assert "step, canvas rows, mask ratio 0.75" not in warning
+    assert "denoiser: nothing was seen of refresh, image, 75% masks" in warning
+    assert "step, canvas, 75% masks" not in warning
 
 
 def test_inputs_are_saved_and_run(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
