@@ -1,12 +1,14 @@
 # `kernels`: all of runtime/kernels/*.cu as one fat binary, which Python loads by name. Without nvcc there is no such
 # target, and everything else goes on.
-set(LLADAV_ARCHITECTURES "80;86;87;89;90;100;110;120" CACHE STRING "Compute capabilities of the GPU kernels, without the dot")
+set(LLADAV_ARCHITECTURES "80;86;87;89;90;100;110;120"
+  CACHE STRING "Compute capabilities of the GPU kernels, without the dot")
 set(folder "${CMAKE_CURRENT_SOURCE_DIR}/runtime/kernels")
 set(LLADAV_FAT_BINARY "${folder}/lladav_kernels.fatbin" CACHE FILEPATH "What to write; the package carries the default")
 find_program(LLADAV_NVCC nvcc HINTS "$ENV{CUDA_HOME}/bin" /usr/local/cuda/bin DOC "Compiler of the CUDA toolkit")
 
 if(NOT LLADAV_NVCC)
-  message(STATUS "lladav: no GPU kernels, because nvcc was not found. Install the CUDA toolkit, or pass -DLLADAV_NVCC=PATH")
+  message(STATUS "lladav: no GPU kernels, because nvcc was not found. "
+    "Install the CUDA toolkit, or pass -DLLADAV_NVCC=PATH")
   return()
 endif()
 

@@ -7,8 +7,8 @@ namespace {
 
 constexpr int MOST_ROWS = 1024;
 
-// Positions that compete, best first and of equals the first, in `order`; returns how many compete. Every thread has its
-// own position and calls it with that position's `key`.
+// Positions that compete, best first and of equals the first, in `order`; returns how many compete. Every thread has
+// its own position and calls it with that position's `key`.
 __device__ int rank(bool competes, double key, double* keys, uint8_t* competing, int* order) {
     int position = threadIdx.x;
     keys[position] = key;
@@ -106,8 +106,9 @@ __device__ void advance(const Rules* rules, State& next, bool masked) {
 
 }  // namespace
 
-// One step of one canvas, once its rows are evaluated: chooses, commits, looks for stops, plans the next step, and writes a
-// record of it to `log` [slots, gridDim.x]. `whole` commits everything, because no further pass fits the deadline.
+// One step of one canvas, once its rows are evaluated: chooses, commits, looks for stops, plans the next step, and
+// writes a record of it to `log` [slots, gridDim.x]. `whole` commits everything, because no further pass fits the
+// deadline.
 //
 // One block per canvas and one thread per position. Picks lie in the order of the canvas.
 extern "C" __global__ void __launch_bounds__(MOST_ROWS)

@@ -8,8 +8,8 @@ constexpr int MOST_THREADS = 1024;
 // The exponential of less is 0 in float32.
 constexpr float NOTHING = -104.0f;
 
-// What some of a row's logits say. The largest one's own 1 is left out of `others`, so that a confidence next to 1 keeps
-// the small difference that ranks it.
+// What some of a row's logits say. The largest one's own 1 is left out of `others`, so that a confidence next to 1
+// keeps the small difference that ranks it.
 struct Summary {
     float best, others, weighted;
     float score, sampled_logit;
@@ -49,16 +49,69 @@ __device__ void add(Summary& all, float logit, int token, float noise) {
     merge(all, {logit, 0, 0, logit + noise, logit, token, token});
 }
 
+// The noise of one row.
+struct Noise {
+    uint64_t seed;
+    int position, step;
+    float temperature;
+
+    // Of the four tokens of a group, which share a draw.
+    __device__ void of_group(int group, float* four) const {
+        if (temperature == 0) {
+            for (int i = 0; i < 4; ++i) four[i] = 0;
+            return;
+        }
+        Words words = draw(seed, group, position, step, NOISE);
+        for (int i = 0; i < 4; ++i) four[i] = temperature * gumbel(words.at[i]);
+    }
+};
+
+// This thread's share of a whole row.
+__device__ Summary of_row(const float* logits, int vocabulary, const Noise& noise) {
+    Summary all = of_nothing();
+    bool aligned = (uintptr_t)logits % sizeof(float4) == 0;
+    for (int group = threadIdx.x; 4 * group < vocabulary; group += blockDim.x) {
+        int start = 4 * group, count = min(4, vocabulary - start);
+        float values[4], noises[4];
+        if (aligned && count == 4) {
+            float4 four = *(const float4*)(logits + start);
+            values[0] = four.x, values[1] = four.y, values[2] = four.z, values[3] = four.w;
+        } else {
+            for (int i = 0; i < count; ++i) values[i] = logits[start + i];
+        }
+        noise.of_group(group, noises);
+        for (int i = 0; i < count; ++i) add(all, values[i], start + i, noises[i]);
+    }
+    return all;
+}
+
+// This thread's share of the only ids that may stand in a row.
+__device__ Summary of_ids(const float* logits, const int32_t* ids, int count, const Noise& noise) {
+    Summary all = of_nothing();
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+        float noises[4];
+        noise.of_group(ids[i] / 4, noises);
+        add(all, logits[ids[i]], ids[i], noises[ids[i] % 4]);
+    }
+    return all;
+}
+
+__device__ void rule_out(float* logits, const int32_t* ids, int count) {
+    for (int i = threadIdx.x; i < count; i += blockDim.x) logits[ids[i]] = -INFINITY;
+}
+
 }  // namespace
 
-// Token, confidence and entropy of every row of `logits` [gridDim.y, gridDim.x, vocabulary] that may be committed, in one
-// read of it. Suppressed and forbidden entries are overwritten.
+// Token, confidence and entropy of every row of `logits` [gridDim.y, gridDim.x, vocabulary] that may be committed, in
+// one read of it. Suppressed and forbidden entries are overwritten.
 //
 // `rows` [gridDim.x] says which position a row of logits is of, counted from `first`; what is picked lands at the row's
 // own number. One block per row.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS)
-    lladav_evaluate(const Rules* rules, char* canvases, int capacity, const int32_t* whole, float* logits, int vocabulary,
-                    const int64_t* rows, int first) {
+    lladav_evaluate(const Rules* rules, char* canvases, int capacity, const int32_t* whole, float* logits,
+                    int vocabulary, const int64_t* rows, int first) {
+    __shared__ Summary parts[MOST_THREADS];
+
     Canvas canvas = canvas_of(canvases, capacity, blockIdx.y);
     int row = blockIdx.x, position = (int)rows[row] - first;
     if (canvas.state->done) return;
@@ -69,42 +122,14 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS)
     float* own = logits + ((size_t)blockIdx.y * gridDim.x + row) * vocabulary;
     Restriction rule = {FREE, 0, 0};
     if (rules->restrictions) rule = rules->restrictions[blockIdx.y * capacity + row];
+    const int32_t* ids = rules->ids + rule.begin;
 
-    for (int i = threadIdx.x; i < rules->suppressed; i += blockDim.x) own[rules->ids[i]] = -INFINITY;
-    if (rule.mode == ALL_BUT)
-        for (int i = rule.begin + threadIdx.x; i < rule.end; i += blockDim.x) own[rules->ids[i]] = -INFINITY;
+    rule_out(own, rules->ids, rules->suppressed);
+    if (rule.mode == ALL_BUT) rule_out(own, ids, rule.end - rule.begin);
     __syncthreads();
-
-    float temperature = rules->temperature;
-    int step = canvas.state->step;
-    Summary mine = of_nothing();
-    if (rule.mode == ONLY) {
-        for (int i = rule.begin + threadIdx.x; i < rule.end; i += blockDim.x) {
-            int token = rules->ids[i];
-            Words words = draw(rules->seed, token / 4, position, step, NOISE);
-            add(mine, own[token], token, temperature > 0 ? temperature * gumbel(words.at[token % 4]) : 0);
-        }
-    } else {
-        bool aligned = (uintptr_t)own % sizeof(float4) == 0;
-        for (int start = 4 * threadIdx.x; start < vocabulary; start += 4 * blockDim.x) {
-            int count = min(4, vocabulary - start);
-            float values[4], noise[4] = {0, 0, 0, 0};
-            if (aligned && count == 4) {
-                float4 four = *(const float4*)(own + start);
-                values[0] = four.x, values[1] = four.y, values[2] = four.z, values[3] = four.w;
-            } else {
-                for (int i = 0; i < count; ++i) values[i] = own[start + i];
-            }
-            if (temperature > 0) {
-                Words words = draw(rules->seed, start / 4, position, step, NOISE);
-                for (int i = 0; i < 4; ++i) noise[i] = temperature * gumbel(words.at[i]);
-            }
-            for (int i = 0; i < count; ++i) add(mine, values[i], start + i, noise[i]);
-        }
-    }
-
-    __shared__ Summary parts[MOST_THREADS];
-    parts[threadIdx.x] = mine;
+    Noise noise = {rules->seed, position, canvas.state->step, rules->temperature};
+    parts[threadIdx.x] =
+        rule.mode == ONLY ? of_ids(own, ids, rule.end - rule.begin, noise) : of_row(own, vocabulary, noise);
     for (int count = blockDim.x; count > 1;) {
         int half = (count + 1) / 2;
         __syncthreads();
@@ -114,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS)
     if (threadIdx.x == 0) {
         Summary all = parts[0];
         double total = 1.0 + (double)all.others;
-        bool sampled = temperature > 0;
+        bool sampled = noise.temperature > 0;
         canvas.tokens[row] = sampled ? all.sampled : all.token;
         // Logits that are no numbers, or infinite, become a confidence that is none.
         canvas.confidences[row] = (double)expf((sampled ? all.sampled_logit : all.best) - all.best) / total;

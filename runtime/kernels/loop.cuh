@@ -43,8 +43,8 @@ struct Decision {
     double confidence;
 };
 
-// One canvas: a state, then arrays for `capacity` rows. A row that picked a mask stays masked, and the last step before a
-// deadline decides it again, so that twice as many may be decided.
+// One canvas: a state, then arrays for `capacity` rows. A row that picked a mask stays masked, and the last step before
+// a deadline decides it again, so that twice as many may be decided.
 struct Canvas {
     State* state;
     double *confidences, *entropies;

@@ -1,4 +1,5 @@
-// Random numbers without a state: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+// Random numbers without a state: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+// SC 2011).
 #pragma once
 
 #include <stdint.h>
@@ -30,8 +31,8 @@ __device__ inline double uniform(Words words) {
     return ((words.at[0] >> 5) * 67108864.0 + (words.at[1] >> 6)) / 9007199254740992.0;
 }
 
-// -log(-log(u)). The uniform number is taken as 1 - v, because large results come from u next to 1, where a float is coarse
-// and one next to 0 is not.
+// -log(-log(u)). The uniform number is taken as 1 - v, because large results come from u next to 1, where a float is
+// coarse and one next to 0 is not.
 __device__ inline float gumbel(uint32_t word) {
     float v = fminf(((float)word + 0.5f) * 0x1p-32f, 0x1.fffffep-1f);
     return -logf(-log1pf(-v));

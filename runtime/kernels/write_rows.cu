@@ -25,8 +25,8 @@ __device__ float bfloat_to_float(uint16_t bits) {
 }  // namespace
 
 // Embeddings of what the last step decided, from `table` [vocabulary, width] into `target`: a sequence's canvas begins
-// every `stride` floats. gridDim.y are the canvases; gridDim.z is 2 where each has a second sequence behind all the first
-// ones, for guidance.
+// every `stride` floats. gridDim.y are the canvases; gridDim.z is 2 where each has a second sequence behind all the
+// first ones, for guidance.
 extern "C" __global__ void lladav_write_rows(char* canvases, int capacity, const void* table, int stored, int width,
                                              float* target, size_t stride) {
     Canvas canvas = canvas_of(canvases, capacity, blockIdx.y);

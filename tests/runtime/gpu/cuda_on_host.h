@@ -1,8 +1,8 @@
 // Enough of CUDA C++ to run kernels on the host, thread by thread, so that a GPU is not needed to test them.
 //
-// A block's threads are fibers of one thread of the host. Each runs until its next barrier; when all have come there, the
-// next round begins. The order of the threads changes with every round and every block, which shows most forgotten barriers.
-// Blocks run one after the other.
+// A block's threads are fibers of one thread of the host. Each runs until its next barrier; when all have come there,
+// the next round begins. The order of the threads changes with every round and every block, which shows most forgotten
+// barriers. Blocks run one after the other.
 #pragma once
 
 #include <math.h>
