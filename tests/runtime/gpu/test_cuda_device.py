@@ -1,4 +1,4 @@
-"""The device on a driver that is played by host memory, and what it calls in the real bindings."""
+"""The device on a fake driver that can fail at any call; `test_cuda_bindings.py` has the real bindings."""
 
 from __future__ import annotations
 
@@ -6,20 +6,14 @@ import ctypes
 import enum
 import gc
 import itertools
-import json
-import os
-import re
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from wheels import unpacked
 
 import lladav.runtime.gpu.cuda_device as module
 from lladav.errors import BackendError
@@ -299,89 +293,3 @@ def test_machine_without_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendError, match="cuda-bindings cannot be imported") as caught:
         CudaDevice(KERNELS)
     assert "pip install 'lladav[cuda]'" in caught.value.cure
-
-
-def exercise(driver: FakeDriver) -> dict[str, list[Any]]:
-    """Uses all of a device; what each call of the driver was given last."""
-    device = CudaDevice(KERNELS, driver=driver)
-    address, array = device.allocate(8), device.pinned((1,), np.int64)
-    device.upload(address, array)
-    device.copy(address, address, 8)
-    device.clear(address, 8)
-    device.download(array, address)
-    device.launch("lladav_commit", (1, 1, 1), (1, 1, 1), [ctypes.c_int(1)])
-    event = device.event()
-    event.record()
-    event.wait()
-    event.ms_since(event)
-    device.follow(1)
-    device.capture(lambda: None).launch()
-    device.free(address)
-    device.memory()
-    del event
-    gc.collect()
-    device.close()
-    return {name: [a.decode() if isinstance(a, bytes) else a for a in arguments] for name, arguments in driver.calls}
-
-
-REAL = """
-import json, sys
-from cuda.bindings import driver
-calls, members = json.loads(sys.argv[1])
-try:
-    driver.cuInit(0)
-    without_driver = False
-except RuntimeError:
-    without_driver = True
-enumerated = {"cuDeviceGetAttribute": driver.CUdevice_attribute, "cuStreamBeginCapture": driver.CUstreamCaptureMode}
-for name, arguments in calls.items():
-    function = getattr(driver, name)
-    signature = function.__doc__.strip().splitlines()[0]
-    inside = signature[len(name) + 1:-1]
-    takes = inside.count(",") + 1 if inside else 0
-    assert signature.startswith(name + "(") and takes == len(arguments), (signature, arguments)
-    given = [a.encode() if isinstance(a, str) else a for a in arguments]
-    if kind := enumerated.get(name):
-        given = [kind(a) if a in (1, 18, 75, 76) else a for a in given]
-    # They look at types before they look for the driver, and without one nothing is done.
-    if without_driver:
-        try:
-            function(*given)
-        except RuntimeError:
-            pass
-for kind, member in members:
-    getattr(getattr(driver, kind), member)
-assert driver.CUresult.CUDA_SUCCESS == 0 and driver.CUresult.CUDA_ERROR_NOT_FOUND.name == "CUDA_ERROR_NOT_FOUND"
-assert int(driver.CUstream(5)) == 5 and int(driver.CUdeviceptr(7)) == 7
-"""
-
-
-def in_real_bindings(version: str, calls: dict[str, list[Any]], members: list[tuple[str, str]]) -> str:
-    """What is wrong with calls of these names and arguments, or nothing."""
-    path = os.pathsep.join(str(unpacked(name)) for name in (f"cuda-bindings=={version}", "cuda-pathfinder==1.9.0"))
-    command = (sys.executable, "-c", REAL, json.dumps([calls, members]))
-    environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stderr
-
-
-@pytest.mark.parametrize("version", ["12.8.0", "12.9.10", "13.5.0"])
-def test_real_bindings_have_all_that_is_called(driver: FakeDriver, version: str) -> None:
-    source = Path(module.__file__).read_text("utf-8")
-    calls = exercise(driver)
-    assert calls.keys() == set(re.findall(r'"(cu[A-Z]\w+)"', source))
-    kinds = {
-        "CU_DEVICE": "CUdevice_attribute",
-        "CU_STREAM_NON": "CUstream_flags",
-        "CU_STREAM_CAP": "CUstreamCaptureMode",
-    }
-    named = set(re.findall(r"\bCU_[A-Z_]+", source))
-    members = [(kind, name) for name in named for start, kind in kinds.items() if name.startswith(start)]
-    errors = [("CUresult", name) for name in set(re.findall(r"\bCUDA_ERROR_\w+", source))]
-    assert len(members) == len(named)
-    assert in_real_bindings(version, calls, members + errors) == ""
-
-
-def test_real_bindings_lack_what_was_invented() -> None:
-    assert "cuMemAllocate" in in_real_bindings("13.5.0", {"cuMemAllocate": [1]}, [])
-    assert "cuMemAlloc(size_t bytesize)" in in_real_bindings("13.5.0", {"cuMemAlloc": [1, 2]}, [])
-    assert "CU_STREAM_SIDEWAYS" in in_real_bindings("13.5.0", {}, [("CUstream_flags", "CU_STREAM_SIDEWAYS")])
