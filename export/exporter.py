@@ -23,8 +23,9 @@ from lladav.export.coverage import check_coverage
 from lladav.export.denoiser_graph import denoiser, denoiser_cpu
 from lladav.export.graph_form import GraphForm, head_parts, linear_forms, matching_layers
 from lladav.export.model_config import read_geometry, read_preprocessing, read_tokens, tokenizer_length
-from lladav.export.onnx_graph import ELEMENT_BITS, GraphBuilder
+from lladav.export.onnx_graph import GraphBuilder
 from lladav.export.progress import Progress
+from lladav.export.stored_weight import ELEMENT_BITS
 from lladav.export.vision_graphs import connector, vision_encoder
 from lladav.export.weights import HashedFile, WeightStream
 from lladav.geometry import Geometry

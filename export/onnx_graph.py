@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lladav.export.graph_form import GraphForm, LinearForm
 from lladav.export.quantize import LEVELS, scales_for
+from lladav.export.stored_weight import ELEMENT_TYPES, StoredType, Weight
 from lladav.manifest import GraphSpec, TensorSpec, TensorType
 
 # IR 9 is what opset 20 came with, and the newest that TensorRT 10.3 reads.
@@ -29,51 +29,7 @@ OPSET_INT4, IR_VERSION_INT4 = 21, 10
 # Weights start on pages, so that a runtime may map them instead of copying.
 ALIGNMENT = 4096
 
-StoredType = Literal["float32", "float16", "bfloat16", "int64", "int8", "int4"]
-"""Of weights and constants: those of a graph's inputs and outputs, and integers that stand for weights."""
-
-ELEMENT_TYPES: dict[StoredType, int] = {
-    "float32": TensorProto.FLOAT,
-    "float16": TensorProto.FLOAT16,
-    "bfloat16": TensorProto.BFLOAT16,
-    "int64": TensorProto.INT64,
-    "int8": TensorProto.INT8,
-    "int4": TensorProto.INT4,
-}
-ELEMENT_BITS: dict[StoredType, int] = {
-    **{"float32": 32, "float16": 16, "bfloat16": 16, "int64": 64},
-    **{"int8": 8, "int4": 4},
-}
 _CONSTANTS: dict[StoredType, type[np.generic]] = {"int64": np.int64, "int8": np.int8}
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One tensor of the weights file.
-
-    Attributes:
-        name: initializer in the graph.
-        source: tensor in the checkpoint.
-        shape: as stored; a transposed weight is `[in, out]`, so that the graph computes `x @ W`.
-        start, stop: which rows of the checkpoint's tensor it holds; further parts of a tensor follow
-            one another.
-        offset: position in the weights file in bytes.
-        form: of a layer whose weights are integers; its scales follow as a weight of the same source.
-    """
-
-    name: str
-    source: str
-    shape: tuple[int, ...]
-    dtype: StoredType
-    transposed: bool
-    start: int
-    stop: int
-    offset: int
-    form: LinearForm | None = None
-
-    @property
-    def bytes(self) -> int:
-        return -(-int(np.prod(self.shape)) * ELEMENT_BITS[self.dtype] // 8)
 
 
 class GraphBuilder:

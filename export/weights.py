@@ -13,8 +13,8 @@ import numpy as np
 
 from lladav.errors import CheckpointError, ExportError
 from lladav.export.checkpoint import Checkpoint, finite
-from lladav.export.onnx_graph import StoredType, Weight
 from lladav.export.quantize import packed, round_to_nearest
+from lladav.export.stored_weight import StoredType, Weight
 from lladav.manifest import FileEntry, TensorType
 
 NUMPY_TYPES: dict[StoredType, np.dtype[np.generic]] = {

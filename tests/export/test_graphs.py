@@ -15,7 +15,7 @@ from lladav.export.config import COMPUTE_TYPES, ExportConfig
 from lladav.export.denoiser_graph import denoiser
 from lladav.export.exporter import export
 from lladav.export.graph_form import GraphForm
-from lladav.export.onnx_graph import ELEMENT_TYPES
+from lladav.export.stored_weight import ELEMENT_TYPES
 from lladav.geometry import LanguageGeometry
 from lladav.manifest import Precision
 from lladav.runtime.sessions import open_session
