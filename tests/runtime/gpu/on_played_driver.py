@@ -14,8 +14,7 @@ import lladav.runtime.gpu.cuda_device as module
 from lladav.errors import BackendError
 from lladav.runtime.gpu.cuda_device import CudaDevice
 
-
-with pytest.raises(BackendError, match="do not load on Played.* CUDA_ERROR_NO_BINARY_FOR_GPU"):
+with pytest.raises(BackendError, match=r"do not load on Played.* CUDA_ERROR_NO_BINARY_FOR_GPU"):
     CudaDevice(b"thin")
 device = CudaDevice(b"fat")
 assert (device.name, device.compute_capability, device.memory()) == ("Played", "8.7", (3000, 10000))
