@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from time import perf_counter
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ from lladav.runtime.denoiser import Denoiser
 from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.sessions import BoundPass, open_session
 from lladav.runtime.window import WindowMaker
+
+if TYPE_CHECKING:
+    from lladav.runtime.gpu.frame_reader import FrameReader
 
 Floats = npt.NDArray[np.float32]
 
@@ -64,6 +67,9 @@ class Backend(Protocol):
             BackendError: they cannot be loaded.
         """
 
+    def frames(self) -> FrameReader | None:
+        """What reads frames that are in GPU memory; None where nothing does."""
+
 
 class CpuBackend:
     """ONNX Runtime on the CPU; see `Backend`.
@@ -89,6 +95,9 @@ class CpuBackend:
     def tile_encoder(self) -> TileEncoder:
         """See `Backend`."""
         return _SessionTileEncoder(self._bundle, self._threads)
+
+    def frames(self) -> None:
+        """See `Backend`."""
 
 
 class _SessionTileEncoder:

@@ -64,7 +64,7 @@ class DeadlineKeeper:
             OptionError: not even the first pass and one step fit.
         """
         started = perf_counter()
-        fresh = list({p.digest: p for p in pictures if not self._reader.known(p)}.values())
+        fresh = list({p.digest or id(p): p for p in pictures if not self._reader.known(p)}.values())
         window = self._denoiser.window(prompts, canvas, rows, cached=True)
         spent = (started - began) * 1e3
         with clock.stage("warm_up"):
@@ -75,7 +75,7 @@ class DeadlineKeeper:
                     [
                         FINISH,
                         *(pass_key(kind, window.size) for kind in _WARM_UP),
-                        *(vision_key(len(picture.crops)) for picture in fresh),
+                        *(vision_key(picture.tiles) for picture in fresh),
                     ]
                 )
                 self._warm_up(window, fresh)
@@ -109,7 +109,7 @@ class DeadlineKeeper:
                 self._times.add(key, (perf_counter() - start) * 1e3)
                 known = False
         for picture in pictures:
-            key = vision_key(len(picture.crops))
+            key = vision_key(picture.tiles)
             if key not in self._warm:
                 self._reader.encode(picture, PassTimes())
                 self._warm.add(key)
@@ -122,5 +122,5 @@ class DeadlineKeeper:
         """Milliseconds by part of the least that an answer needs."""
         out = {f"one {kind}": self._times.p99(pass_key(kind, window.size)) for kind in _WARM_UP}
         if pictures:
-            out["the pictures"] = sum(self._times.p99(vision_key(len(picture.crops))) for picture in pictures)
+            out["the pictures"] = sum(self._times.p99(vision_key(picture.tiles)) for picture in pictures)
         return {**out, "the text": self._times.p99(FINISH)}

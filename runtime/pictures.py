@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import PIL
 
 from lladav.bundle import Bundle
-from lladav.errors import OptionError
+from lladav.errors import ImageError, OptionError
+from lladav.manifest import Preprocessing
 from lladav.runtime import merge
 from lladav.runtime.backend import Backend
 from lladav.runtime.clock import Clock
@@ -39,26 +41,55 @@ FEATURE_CACHE_BYTES = 256 << 20
 """Default bound of what is kept of earlier pictures: 4 ordinary photographs at the real size."""
 
 
+class Prepared(Protocol):
+    """A picture, frame or video that is not yet encoded."""
+
+    @property
+    def plan(self) -> merge.MergePlan:
+        """How the features of its crops become rows."""
+
+    @property
+    def tiles(self) -> int:
+        """Crops."""
+
+    @property
+    def rows(self) -> int:
+        """Positions of the prompt it will take."""
+
+    @property
+    def digest(self) -> bytes | None:
+        """Equal for equal crops that are merged alike; None where that cannot be known."""
+
+    def features(self, encoder: VisionEncoder) -> tuple[Floats, dict[str, float]]:
+        """Features `[T, N, D]` float32 of its crops, and milliseconds per stage."""
+
+
 @dataclass(frozen=True)
-class Prepared:
-    """A picture or video that has been cut into crops, but not yet encoded.
+class CutPicture:
+    """A picture or video that has been cut into crops on the host; see `Prepared`.
 
     Attributes:
         crops: uint8 `[T, S, S, 3]`.
-        plan: how their features become rows.
     """
 
     crops: Pixels
     plan: merge.MergePlan
 
     @property
+    def tiles(self) -> int:
+        return len(self.crops)
+
+    @property
     def rows(self) -> int:
-        """Positions of the prompt it will take."""
         return len(self.plan)
+
+    def features(self, encoder: VisionEncoder) -> tuple[Floats, dict[str, float]]:
+        """See `Prepared`."""
+        return encoder.encode(self.crops)
 
     @cached_property
     def digest(self) -> bytes:
-        """Equal for equal crops that are merged alike."""
+        """See `Prepared`."""
         digest = hashlib.blake2b(digest_size=16)
         for part in (self.crops, self.plan.indices, self.plan.weights):
             digest.update(repr(part.shape).encode())
@@ -135,7 +166,9 @@ class PictureReader:
             self._encoder = VisionEncoder(self._bundle, self._backend)
         return self._encoder
 
-    def picture(self, source: Source, aspect: Aspect, *, max_grid: Grid | None = None, exif: bool = False) -> Prepared:
+    def picture(
+        self, source: Source, aspect: Aspect, *, max_grid: Grid | None = None, exif: bool = False
+    ) -> CutPicture:
         """Cuts a picture into crops.
 
         Args:
@@ -145,25 +178,47 @@ class PictureReader:
             exif: turn it as its EXIF orientation says.
         """
         picture = open_image(source, exif=exif, max_pixels=self._max_pixels)
-        rule, side = self.encoder.preprocessing, self.encoder.geometry.side
-        if max_grid is not None:
-            rule = limit_grid(rule, max_grid)
+        rule, side = self._rule(max_grid), self.encoder.geometry.side
         crops = preprocess(picture, rule, aspect)
         if aspect == "anyres":
             plan = merge.merge_plan(crops.size, crops.grid, side, rule.max_tiles)
         else:
             plan = merge.crop_plan(side, newline=aspect == "single")
-        return Prepared(crops.pixels, plan)
+        return CutPicture(crops.pixels, plan)
 
-    def video(self, source: str | Path | Sequence[str | Path], limit: int) -> Prepared:
+    def frame(self, source: object, aspect: Aspect, *, max_grid: Grid | None = None) -> Prepared:
+        """Prepares a frame in GPU memory.
+
+        Args:
+            source: see `lladav.runtime.gpu.frames.device_frame`.
+            aspect: see `images.preprocess`.
+            max_grid: most columns and rows of crops.
+
+        Raises:
+            ImageError: this backend does not read GPU memory, or the frame cannot be used.
+        """
+        rule = self._rule(max_grid)
+        frames = self._backend.frames()
+        if frames is None:
+            raise ImageError(
+                f"this picture is in GPU memory, which backend {self._backend.name} does not read",
+                cure="load the bundle with a backend on the GPU, or copy the picture to the host",
+            )
+        return frames.prepare(source, rule, aspect, self._max_pixels)
+
+    def _rule(self, max_grid: Grid | None) -> Preprocessing:
+        rule = self.encoder.preprocessing
+        return limit_grid(rule, max_grid) if max_grid is not None else rule
+
+    def video(self, source: str | Path | Sequence[str | Path], limit: int) -> CutPicture:
         """Frames as crops; see `video.read_frames`."""
         rule = self.encoder.preprocessing
         crops = preprocess_frames(read_frames(source, limit, max_pixels=self._max_pixels), rule)
-        return Prepared(crops, merge.video_plan(len(crops), self.encoder.geometry.side, rule))
+        return CutPicture(crops, merge.video_plan(len(crops), self.encoder.geometry.side, rule))
 
     def known(self, prepared: Prepared) -> bool:
         """Whether its rows are kept from an earlier answer."""
-        return self._cache.get(prepared.digest) is not None
+        return prepared.digest is not None and self._cache.get(prepared.digest) is not None
 
     def rows(
         self, pictures: Sequence[Prepared], clock: Clock, shared: dict[bytes, Floats] | None = None
@@ -179,25 +234,28 @@ class PictureReader:
             `[n, D]` float32 of each, not to be written to; and how many were known from before.
         """
         with clock.stage("feature_cache"):
-            kept = {picture.digest: self._cache.get(picture.digest) for picture in pictures}
-        known = sum(kept[picture.digest] is not None for picture in pictures)
+            digests = [picture.digest for picture in pictures]
+            kept = {digest: self._cache.get(digest) for digest in digests if digest is not None}
+        known = sum(kept.get(digest) is not None for digest in digests if digest is not None)
         shared = {} if shared is None else shared
         out = []
-        for picture in pictures:
-            rows = shared.get(picture.digest, kept[picture.digest])
+        for picture, digest in zip(pictures, digests, strict=True):
+            rows = shared.get(digest, kept[digest]) if digest is not None else None
             if rows is None:
                 features = self.encode(picture, self._times, clock)
                 with clock.stage("merge"):
                     rows = merge.apply(picture.plan, features, self.encoder.newline)
-                self._cache.put(picture.digest, rows)
-            shared[picture.digest] = rows
+                if digest is not None:
+                    self._cache.put(digest, rows)
+            if digest is not None:
+                shared[digest] = rows
             out.append(rows)
         return out, known
 
     def encode(self, picture: Prepared, times: PassTimes, clock: Clock | None = None) -> Floats:
         """Features `[T, N, D]` float32 of a picture's crops; how long it took goes to `times` and `clock`."""
-        features, spent = self.encoder.encode(picture.crops)
-        times.add(vision_key(len(picture.crops)), sum(spent.values()))
+        features, spent = picture.features(self.encoder)
+        times.add(vision_key(picture.tiles), sum(spent.values()))
         if clock is not None:
             clock.add(spent)
         return features

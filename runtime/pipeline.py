@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +18,13 @@ from lladav.runtime.clock import Clock
 from lladav.runtime.config import GenerationConfig, generation_config
 from lladav.runtime.deadline import DeadlineKeeper
 from lladav.runtime.embedding import EmbeddingTable, merge_prompt
+from lladav.runtime.gpu.frames import on_gpu
 from lladav.runtime.images import MAX_PIXELS, Aspect, Source
 from lladav.runtime.loop import Loop, Request
 from lladav.runtime.pacing import FINISH, Pacer, PassTimes
-from lladav.runtime.pictures import FEATURE_CACHE_BYTES, PictureReader
+from lladav.runtime.pictures import FEATURE_CACHE_BYTES, PictureReader, Prepared
 from lladav.runtime.prompt import ChatTokenizer, Message
-from lladav.runtime.question import DEFAULT_FRAMES, Asked, Encoder, Plan, Question
+from lladav.runtime.question import DEFAULT_FRAMES, AnySource, Asked, Encoder, Plan, Question
 from lladav.runtime.results import Answer, StepEvent
 from lladav.runtime.schema import Schema, parse_object
 from lladav.runtime.sessions import smallest_fitting
@@ -98,7 +99,7 @@ class Pipeline:
         prompt: str | Sequence[Message] | None = None,
         *,
         prompt_ids: Sequence[int] | None = None,
-        images: Sequence[Source] = (),
+        images: Sequence[AnySource] = (),
         video: str | Path | Sequence[str | Path] | None = None,
         video_frames: int = DEFAULT_FRAMES,
         config: GenerationConfig | None = None,
@@ -120,7 +121,7 @@ class Pipeline:
         prompt: str | Sequence[Message] | None = None,
         *,
         prompt_ids: Sequence[int] | None = None,
-        images: Sequence[Source] = (),
+        images: Sequence[AnySource] = (),
         video: str | Path | Sequence[str | Path] | None = None,
         video_frames: int = DEFAULT_FRAMES,
         config: GenerationConfig | None = None,
@@ -139,7 +140,7 @@ class Pipeline:
         prompt: str | Sequence[Message] | None = None,
         *,
         prompt_ids: Sequence[int] | None = None,
-        images: Sequence[Source] = (),
+        images: Sequence[AnySource] = (),
         video: str | Path | Sequence[str | Path] | None = None,
         video_frames: int = DEFAULT_FRAMES,
         config: GenerationConfig | None = None,
@@ -276,8 +277,10 @@ class Pipeline:
             ids, stops = self._encoder.ids(question, config)
         with clock.stage("preprocess"):
             aspect: Aspect = "pad" if config.image_aspect == "pad" else knobs.view
-            pictures = [
-                self.pictures.picture(source, aspect, max_grid=knobs.max_grid, exif=question.exif)
+            pictures: list[Prepared] = [
+                self.pictures.frame(source, aspect, max_grid=knobs.max_grid)
+                if on_gpu(source)
+                else self.pictures.picture(cast("Source", source), aspect, max_grid=knobs.max_grid, exif=question.exif)
                 for source in question.images
             ]
             if question.video is not None:
@@ -326,7 +329,7 @@ class Pipeline:
             finish_reason=loop.finish_reason(number),
             prompt_tokens=prompt,
             image_tokens=asked.image_tokens,
-            tiles=tuple(len(picture.crops) for picture in asked.pictures),
+            tiles=tuple(picture.tiles for picture in asked.pictures),
             reused_pictures=asked.reused,
             truncated_tokens=asked.positions - prompt,
             backend=self.backend.name,

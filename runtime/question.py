@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from lladav.errors import OptionError, PromptError
 from lladav.manifest import Manifest
 from lladav.runtime.clock import Clock
 from lladav.runtime.config import GenerationConfig, Schedule
+from lladav.runtime.gpu.frames import CudaArray, DlpackArray
 from lladav.runtime.images import Source
 from lladav.runtime.pictures import Prepared
 from lladav.runtime.presets import REALTIME_PASSES, Knobs, resolve
 from lladav.runtime.prompt import IMAGE_MARK, IMAGE_TOKEN, ChatTokenizer, Message, with_images
 from lladav.runtime.template import Template
+
+AnySource: TypeAlias = Source | DlpackArray | CudaArray
 
 DEFAULT_FRAMES = 32
 
@@ -27,7 +31,8 @@ class Question:
         prompt: a question, or the messages of a conversation. `<image>` in it marks where a
             picture goes; without a mark, pictures and then the video come first.
         prompt_ids: the whole prompt as token ids instead, -200 standing for a picture.
-        images: files, bytes, PIL pictures or uint8 arrays `[H, W, 3]`.
+        images: files, bytes, PIL pictures or uint8 arrays `[H, W, 3]`; on a GPU also arrays in its memory, which
+            are read where they lie (see `runtime/gpu/frames.py`).
         video: a folder of frames or a list of them; takes the place after the pictures.
         video_frames: most frames to look at, spread evenly.
         exif: turn pictures as their EXIF orientation says; the authors do not.
@@ -35,7 +40,7 @@ class Question:
 
     prompt: str | Sequence[Message] | None = None
     prompt_ids: Sequence[int] | None = None
-    images: Sequence[Source] = ()
+    images: Sequence[AnySource] = ()
     video: str | Path | Sequence[str | Path] | None = None
     video_frames: int = DEFAULT_FRAMES
     exif: bool = False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +14,15 @@ from lladav.bundle import Bundle
 from lladav.errors import BackendError
 from lladav.memory_plan import MemoryPlan, Sizes, plan_memory
 from lladav.runtime.embedding import EmbeddingTable
-from lladav.runtime.gpu.device import Device
+from lladav.runtime.gpu.device import Address, Device
 from lladav.runtime.gpu.executable import Executable, Tensor
 from lladav.runtime.gpu.loop_memory import loop_regions
 from lladav.runtime.gpu.memory import DeviceMemory
 from lladav.runtime.gpu.replay import Fallbacks, Replayed
 from lladav.runtime.gpu.window import GpuDenoiser
+
+if TYPE_CHECKING:
+    from lladav.runtime.gpu.frame_reader import FrameReader
 
 Floats = npt.NDArray[np.float32]
 
@@ -52,6 +57,8 @@ class GpuBackend:
         self._graphs = {graph: load(graph) for graph in _GRAPHS if graph in bundle.manifest.graphs}
         self.memory = DeviceMemory(device, self._plan(sizes))
         self._fallbacks = Fallbacks()
+        self._encoder: GpuTileEncoder | None = None
+        self._frames: FrameReader | None = None
         _upload_table(device, bundle, self.memory)
 
     def _plan(self, sizes: Sizes) -> MemoryPlan:
@@ -81,8 +88,20 @@ class GpuBackend:
 
     def tile_encoder(self) -> GpuTileEncoder:
         """See `Backend`."""
-        graphs = self._graphs["vision_encoder"], self._graphs["connector"]
-        return GpuTileEncoder(self._device, *graphs, self.memory, self._fallbacks)
+        if self._encoder is None:
+            graphs = self._graphs["vision_encoder"], self._graphs["connector"]
+            self._encoder = GpuTileEncoder(self._device, *graphs, self.memory, self._fallbacks)
+        return self._encoder
+
+    def frames(self) -> FrameReader:
+        """See `Backend`."""
+        if self._frames is None:
+            from lladav.runtime.gpu.frame_reader import FrameReader
+
+            vision = self._bundle.manifest.geometry.vision
+            assert vision is not None
+            self._frames = FrameReader(self._device, self.tile_encoder(), vision.side)
+        return self._frames
 
 
 class GpuTileEncoder:
@@ -112,11 +131,27 @@ class GpuTileEncoder:
 
     def encode(self, pixels: Floats, out: Floats) -> dict[str, float]:
         """See `TileEncoder`."""
+        self._device.upload(self._memory.addresses["pixel_values"], pixels)
+        return self._encode(pixels.shape, out)
+
+    def encode_there(self, crops: Address, part: slice, out: Floats) -> dict[str, float]:
+        """As `encode`, with pixel values that are on the device.
+
+        Args:
+            crops: of `[T, 3, S, S]` float32.
+            part: one bucket of them.
+            out: see `encode`.
+        """
+        at, shape = self._memory.addresses["pixel_values"], self._memory.region("pixel_values").shape[1:]
+        size = 4 * math.prod(shape)
+        self._device.copy(at, crops + part.start * size, (part.stop - part.start) * size)
+        return self._encode((part.stop - part.start, *shape), out)
+
+    def _encode(self, pixels: tuple[int, ...], out: Floats) -> dict[str, float]:
         at, device = self._memory.addresses, self._device
-        tiles = len(pixels)
+        tiles = len(out)
         if tiles not in self._passes:
-            self._passes[tiles] = self._bind(pixels.shape, out.shape)
-        device.upload(at["pixel_values"], pixels)
+            self._passes[tiles] = self._bind(pixels, out.shape)
         self._points[0].record()
         for replayed, point in zip(self._passes[tiles].values(), self._points[1:], strict=True):
             replayed.run()
@@ -129,7 +164,7 @@ class GpuTileEncoder:
 
     def _bind(self, pixels: tuple[int, ...], out: tuple[int, ...]) -> dict[str, Replayed]:
         at = self._memory.addresses
-        hidden = next(region.shape for region in self._memory.plan.regions if region.name == "vision_features")
+        hidden = self._memory.region("vision_features").shape
         tensors = {
             "pixel_values": Tensor(at["pixel_values"], pixels),
             "vision_features": Tensor(at["vision_features"], (out[0], *hidden[1:])),
@@ -158,7 +193,7 @@ def _upload_table(device: Device, bundle: Bundle, memory: DeviceMemory) -> None:
         BackendError: its file is not as large as the plan has it.
     """
     file = bundle.file(bundle.manifest.tables["embed_tokens"].file)
-    region = next(region for region in memory.plan.regions if region.name == "embed_tokens")
+    region = memory.region("embed_tokens")
     table = np.memmap(file, np.uint8, "r")
     if table.nbytes != region.bytes:
         raise BackendError(

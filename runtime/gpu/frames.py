@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -47,6 +47,21 @@ _TYPES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
 _pointer_in = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
+
+
+class DlpackArray(Protocol):
+    """An array with DLPack's methods."""
+
+    def __dlpack_device__(self) -> tuple[Any, Any]: ...
+
+    def __dlpack__(self, *, stream: Any = None) -> Any: ...
+
+
+class CudaArray(Protocol):
+    """An array with the CUDA Array Interface."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)

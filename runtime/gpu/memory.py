@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lladav.errors import BackendError
-from lladav.memory_plan import MemoryPlan
+from lladav.memory_plan import MemoryPlan, Region
 from lladav.runtime.gpu.device import Address, Device
 
 
@@ -37,6 +37,10 @@ class DeviceMemory:
         self.plan = plan
         self._start = device.allocate(plan.total)
         self.addresses: dict[str, Address] = {region.name: self._start + region.offset for region in plan.regions}
+
+    def region(self, name: str) -> Region:
+        """One of the plan."""
+        return next(region for region in self.plan.regions if region.name == name)
 
     def free(self) -> None:
         """Gives it back; nothing of it may be enqueued any more."""

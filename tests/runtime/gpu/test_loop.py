@@ -12,7 +12,7 @@ from host_device import HostDevice
 from host_executable import HostExecutable
 
 from lladav.bundle import Bundle
-from lladav.errors import BackendError, OptionError, PromptError
+from lladav.errors import BackendError, ImageError, OptionError, PromptError
 from lladav.memory_plan import Sizes
 from lladav.runtime import Answer, GenerationConfig, Pipeline, Question
 from lladav.runtime.gpu.backend import GpuBackend
@@ -173,6 +173,49 @@ def test_pictures_go_through_the_gpu(make: MakeGpu, cpu: Pipeline) -> None:
     )
     assert told(ours) == told(expected)
     assert {"vision_encoder", "connector", "denoise"} <= ours.timings_ms.keys()
+
+
+class _GpuArray:
+    """An array of another library, in the memory that stands in for a GPU's."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        self.__cuda_array_interface__ = {
+            "shape": array.shape,
+            "typestr": "|u1",
+            "data": (array.ctypes.data, True),
+            "strides": None,
+            "version": 3,
+        }
+
+
+@pytest.mark.parametrize("view", ["anyres", "single"])
+def test_frames_are_read_where_they_lie(make: MakeGpu, cpu: Pipeline, view: Any) -> None:
+    pipeline, device = make(prompt=512)
+    config = GenerationConfig(gen_length=8, view=view)
+    for seed in range(2):
+        frame = np.random.default_rng(seed).integers(0, 256, (40, 31, 3), np.uint8)
+        ours = pipeline.generate("Which?", images=[_GpuArray(frame)], config=config)
+        expected = cpu.generate("Which?", images=[frame], config=config)
+        assert (told(ours), ours.tiles, ours.image_tokens) == (told(expected), expected.tiles, expected.image_tokens)
+    assert ours.reused_pictures == 0
+    device.check()
+
+
+def test_frames_of_many_sizes_keep_memory_bounded(make: MakeGpu) -> None:
+    pipeline, device = make(prompt=512)
+    free = []
+    for height in range(30, 42):
+        frame = np.zeros((height, 31, 3), np.uint8)
+        pipeline.generate("Which?", images=[_GpuArray(frame)], config=GenerationConfig(gen_length=2, view="single"))
+        free.append(device.memory()[0])
+    assert max(free[4:]) - min(free[4:]) < 1 << 16
+
+
+def test_frame_on_a_gpu_is_refused_by_the_cpu(cpu: Pipeline) -> None:
+    frame = np.zeros((40, 31, 3), np.uint8)
+    with pytest.raises(ImageError, match="in GPU memory, which backend cpu does not read"):
+        cpu.generate("Which?", images=[_GpuArray(frame)])
 
 
 def test_noise_follows_the_seed(make: MakeGpu) -> None:
