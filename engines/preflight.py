@@ -87,22 +87,22 @@ def check_engines(bundle: Bundle, target: str, prompt: int, canvas: int, batch: 
 
 
 def find_engines(bundle: Bundle, library: Library) -> str:
-    """The target whose engines are for this machine's GPU.
+    """The target whose engines are for this machine's GPU; of several, one that was built on such a GPU.
 
     Raises:
         EngineError: there are none for it, or a record or plan is damaged.
     """
     here = describe(library)
-    built = {(r.target, r.compute_capability) for r in read_records(bundle.path) if r.library == library}
-    fitting = sorted(target for target, capability in built if capability == here.compute_capability)
+    built = [r for r in read_records(bundle.path) if r.library == library]
+    fitting = [r for r in built if r.compute_capability == here.compute_capability]
     if not fitting:
-        found = ", ".join(f"{target} ({capability})" for target, capability in sorted(built))
+        found = ", ".join(sorted({f"{r.target} ({r.compute_capability})" for r in built}))
         commands = [build_command(bundle.path, name) for name in _targets_with(here.compute_capability, library)]
         raise EngineError(
             f"{bundle.path} has no engines of {library} for {_gpu(here)}; it has {found or 'none at all'}",
             cure=" or ".join(commands) or f"choose another backend: no target of {library} is such a GPU",
         )
-    return fitting[0]
+    return min(fitting, key=lambda r: (r.device != here.gpu, r.target)).target
 
 
 def needed_bytes(bundle: Bundle, records: tuple[EngineRecord, ...], prompt: int, canvas: int, batch: int) -> int:

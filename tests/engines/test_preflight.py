@@ -180,6 +180,17 @@ def test_engines_of_this_machine_are_found(built_bundle: Path) -> None:
     assert find_engines(Bundle.open(built_bundle), "tensorrt_rtx") == "rtx-40"
 
 
+def test_engines_built_on_this_gpu_are_preferred(built_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for target, device in (("rtx-30", "NVIDIA H100"), ("rtx-40", "NVIDIA H200")):
+        for path in (built_bundle / "engines" / target).glob("*.json"):
+            record = json.loads(path.read_text("utf-8"))
+            path.write_text(sealed({**record, "compute_capability": "9.0", "device": device}), "utf-8")
+    for gpu, target in (("NVIDIA H200", "rtx-40"), ("NVIDIA H100", "rtx-30"), ("NVIDIA GH200", "rtx-30")):
+        here = replace(FITTING, gpu=gpu, compute_capability="9.0")
+        monkeypatch.setattr(lladav.engines.preflight, "describe", lambda _, here=here: here)
+        assert find_engines(Bundle.open(built_bundle), "tensorrt_rtx") == target
+
+
 @pytest.mark.parametrize(
     ("change", "library", "said", "cure"),
     [
