@@ -8,7 +8,7 @@ left of a quantised model; so rows are counted apart by pass, place and share of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -218,12 +218,14 @@ def _unfinished(state: Path, header: Header, force: bool) -> Statistics | None:
     """What an interrupted calibration of the same things has counted."""
     if not state.exists():
         return None
-    found = Statistics.read(state)
-    if found.header.model_copy(update={"done": 0}) == header:
-        return found
+    with suppress(CalibrationError):  # of another version
+        found = Statistics.read(state)
+        if found.header.model_copy(update={"done": 0}) == header:
+            return found
     if force:
         return None
     raise CalibrationError(
-        f"{state} is an unfinished calibration of another bundle, or with other pictures, prompts or options",
+        f"{state} is an unfinished calibration of another bundle, or with other pictures, prompts, options or an earlier "
+        "version",
         cure="finish it with the same command, or pass --force to drop it",
     )

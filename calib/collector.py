@@ -36,35 +36,24 @@ class Collector:
     def counting(self, graph: str, *rows: Sequence[Condition]) -> Callable[[str, Floats], None]:
         """What `ObservedGraph.run` takes: counts every activation of one pass.
 
+        It raises `CalibrationError` where a value is not a finite number.
+
         Args:
             graph: it is a pass of.
             rows: conditions of each row, for every number of rows that activations of the pass have.
         """
-        by_count = {len(conditions): conditions for conditions in rows}
+        numbers = self._numbers[graph]
+        by_count = {len(conditions): np.array([numbers[c] for c in conditions]) for conditions in rows}
 
-        def observe(tensor: str, values: Floats) -> None:
+        def count(tensor: str, values: Floats) -> None:
             flat = values.reshape(-1, values.shape[-1])
-            self.add(graph, tensor, flat, by_count[len(flat)])
+            own = by_count[len(flat)]
+            for number in np.unique(own):
+                chosen = np.flatnonzero(own == number)
+                for start in range(0, len(chosen), _ROWS):
+                    self._reduce(tensor, number, np.abs(flat[chosen[start : start + _ROWS]]))
 
-        return observe
-
-    def add(self, graph: str, tensor: str, values: Floats, conditions: Sequence[Condition]) -> None:
-        """Counts the rows of one activation.
-
-        Args:
-            graph: it belongs to.
-            tensor: name of the activation.
-            values: `[rows, channels]` float32.
-            conditions: of each row.
-
-        Raises:
-            CalibrationError: a value is not a finite number.
-        """
-        numbers = np.array([self._numbers[graph][condition] for condition in conditions])
-        for number in np.unique(numbers):
-            rows = np.flatnonzero(numbers == number)
-            for start in range(0, len(rows), _ROWS):
-                self._reduce(tensor, number, np.abs(values[rows[start : start + _ROWS]]))
+        return count
 
     def _reduce(self, tensor: str, number: int, absolute: Floats) -> None:
         largest, square_sum, histogram = (

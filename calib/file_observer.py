@@ -65,9 +65,9 @@ class FileObserver:
         past = bias.shape[-1] - window
         real = bias[:, 0, 0, past:] > PADDED / 2
         condition = _STEP if past else _REFRESH
+        count = collector.counting("denoiser", *([condition] * int(seen.sum()) for seen in (real, real[:, rows])))
 
         def observe(tensor: str, values: npt.NDArray[np.float32]) -> None:
-            seen = values[real if values.shape[1] == window else real[:, rows]]
-            collector.add("denoiser", tensor, seen, [condition] * len(seen))
+            count(tensor, values[real if values.shape[1] == window else real[:, rows]])
 
         self.graphs["denoiser"].run(inputs, observe)

@@ -199,6 +199,16 @@ def test_an_unfinished_calibration_of_something_else(tiny_bundle: Path, prompts:
     assert found.header.run.asked.steps == 2
 
 
+def test_an_unfinished_calibration_that_cannot_be_read(tiny_bundle: Path, prompts: Path, tmp_path: Path) -> None:
+    state = tmp_path / ".s.npz.partial"
+    state.write_text("of another version")
+    with pytest.raises(CalibrationError, match="unfinished calibration"):
+        calibrate(tiny_bundle, tmp_path / "s.npz", prompts=prompts, config=SHORT)
+    assert state.exists()
+    calibrate(tiny_bundle, tmp_path / "s.npz", prompts=prompts, config=SHORT, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.npz"]
+
+
 def test_no_activation_outlives_its_layer(tiny_bundle: Path) -> None:
     graph = ObservedGraph(Bundle.open(tiny_bundle), "vision_encoder")
     seen: list[tuple[str, weakref.ref[np.ndarray]]] = []

@@ -25,7 +25,7 @@ def nothing(**channels: int) -> Statistics:
 
 def seen_at_once(values: np.ndarray, conditions: list[Condition]) -> Mapping[str, np.ndarray]:
     arrays = nothing(layer=values.shape[1]).arrays
-    Collector(CONDITIONS, arrays).add("denoiser", "layer", values, conditions)
+    Collector(CONDITIONS, arrays).counting("denoiser", conditions)("layer", values)
     return arrays
 
 
@@ -38,7 +38,7 @@ def test_rows_may_come_in_any_parts(seed: int, cuts: list[int]) -> None:
     parts = nothing(layer=3).arrays
     collector = Collector(CONDITIONS, parts)
     for part in np.split(np.arange(300), sorted(set(cuts))):
-        collector.add("denoiser", "layer", values[part], [conditions[i] for i in part])
+        collector.counting("denoiser", [conditions[i] for i in part])("layer", values[part])
     whole = seen_at_once(values, conditions)
     np.testing.assert_array_equal(parts["layer/absmax"], whole["layer/absmax"])
     np.testing.assert_array_equal(parts["layer/histogram"], whole["layer/histogram"])
@@ -63,7 +63,7 @@ def test_memory_does_not_grow_with_rows() -> None:
     collector = Collector(CONDITIONS, nothing(layer=64).arrays)
     conditions = [FEW] * len(values)
     tracemalloc.start()
-    collector.add("denoiser", "layer", values, conditions)
+    collector.counting("denoiser", conditions)("layer", values)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < values.nbytes / 4
@@ -75,7 +75,7 @@ def test_values_that_are_no_numbers_name_the_layer(wrong: float) -> None:
     values[3, 2] = wrong
     collector = Collector(CONDITIONS, nothing(down_proj=4).arrays)
     with pytest.raises(CalibrationError, match=r"input of down_proj .* 1 of 4 channels, channel 2 first"):
-        collector.add("denoiser", "down_proj", values, [FEW] * 5)
+        collector.counting("denoiser", [FEW] * 5)("down_proj", values)
 
 
 @pytest.mark.parametrize(("value", "said"), [(0.0, "is 0"), (0.3, "has the same absolute values")])
@@ -84,8 +84,8 @@ def test_constant_inputs_name_the_layer(value: float, said: str) -> None:
     collector = Collector(CONDITIONS, statistics.arrays)
     constant = np.array([[value, -3 * value]] * 4, np.float32)
     for tensor, values in (("good", constant + np.arange(4, dtype=np.float32)[:, None]), ("bad", constant)):
-        collector.add("denoiser", tensor, values, [FEW, FEW, MANY, MANY])
+        collector.counting("denoiser", [FEW, FEW, MANY, MANY])(tensor, values)
     with pytest.raises(CalibrationError, match=f"input of bad {said} at all 4 positions"):
         refuse_constant(statistics)
-    collector.add("denoiser", "bad", constant + 1, [FEW] * 4)
+    collector.counting("denoiser", [FEW] * 4)("bad", constant + 1)
     refuse_constant(statistics)

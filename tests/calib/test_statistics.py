@@ -48,7 +48,7 @@ def header(tiny_bundle: Path) -> Header:
 def observed(header: Header, values: Any, conditions: list[Condition]) -> Statistics:
     statistics = Statistics.empty(header, {LAYER: len(values[0])})
     collector = Collector({"connector": (BASE, CROP)}, statistics.arrays)
-    collector.add("connector", LAYER, np.asarray(values, np.float32), conditions)
+    collector.counting("connector", conditions)(LAYER, np.asarray(values, np.float32))
     return statistics
 
 

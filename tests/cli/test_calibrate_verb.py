@@ -72,3 +72,10 @@ def test_options_that_mean_nothing(tiny_bundle: Path, pictures: Path, tmp_path: 
     _, err = calibrate(tiny_bundle, "--output", output, "--inputs", "a.npz", "--images", pictures, expect=2)
     assert "--inputs takes the place" in err
     calibrate(tiny_bundle, "--output", output, "--limit", 0, expect=2)
+
+
+def test_without_onnx_it_names_the_extra(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lladav.export.find_spec", lambda name: None if name == "onnx" else object())
+    _, err = calibrate(tiny_bundle, "--output", tmp_path / "s.npz", expect=1)
+    assert "onnx cannot be imported" in err
+    assert "pip install 'lladav[export]'" in err
