@@ -19,7 +19,8 @@ from benchmarks.demo_checkpoint.drawings import load_style, load_things
 from benchmarks.quality import make_cases
 from lladav.calib import CalibrationConfig, calibrate
 from lladav.calib.passes import MASK_RATIOS
-from lladav.statistics import Condition, Statistics
+from lladav.statistics import Statistics
+from lladav.statistics_header import Condition
 
 PROMPTS = ("What is this?", "What kind of thing is this?", "Describe this.", "What is its main color?")
 PROMPTS += ("How many things are there?", "What is in this picture?")

@@ -24,7 +24,9 @@ from lladav.calib.question_observer import QuestionObserver
 from lladav.calib.questions import PROMPTS, find_pictures, pair, read_prompts, source_file
 from lladav.errors import CalibrationError, OptionError
 from lladav.export.progress import Progress
-from lladav.statistics import SUFFIX, Asked, CalibrationRun, Condition, GraphRecord, Header, Statistics
+from lladav.runtime.images import open_image
+from lladav.statistics import SUFFIX, Statistics
+from lladav.statistics_header import Asked, CalibrationRun, Condition, GraphRecord, Header
 
 
 class CalibrationConfig(BaseModel):
@@ -182,6 +184,8 @@ def _questions(
         refresh_interval=config.refresh_interval,
     )
     shown = dict.fromkeys(question.picture for question in questions if question.picture)
+    for picture in shown:
+        open_image(picture)  # what cannot be read is better known now than hours later
     run = CalibrationRun(sources=tuple(map(source_file, shown)), count=len(questions), asked=asked)
     return QuestionObserver(bundle, questions, asked, saved), run
 
@@ -225,7 +229,6 @@ def _unfinished(state: Path, header: Header, force: bool) -> Statistics | None:
     if force:
         return None
     raise CalibrationError(
-        f"{state} is an unfinished calibration of another bundle, or with other pictures, prompts, options or an earlier "
-        "version",
+        f"{state} is an unfinished calibration of other things: another bundle, pictures, prompts, options or version",
         cure="finish it with the same command, or pass --force to drop it",
     )

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lladav.errors import CalibrationError
-from lladav.statistics import BINS, Condition, Statistics, bin_numbers
+from lladav.statistics import BINS, Statistics, bin_numbers
+from lladav.statistics_header import Condition
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -78,7 +79,7 @@ def refuse_constant(statistics: Statistics) -> None:
     Raises:
         CalibrationError: one has the same absolute values at all positions.
     """
-    for tensor in (name for graph in statistics.header.graphs.values() for name in graph.tensors):
+    for tensor in statistics.header.tensors:
         seen = statistics.of(tensor)
         largest = np.square(seen.absmax, dtype=np.float64)
         if seen.rows > 1 and np.allclose(seen.mean_square, largest, rtol=1e-6, atol=0):

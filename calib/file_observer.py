@@ -14,7 +14,7 @@ from lladav.calib.collector import Collector
 from lladav.calib.graph_inputs import graph_of, load_inputs
 from lladav.calib.observed_graph import ObservedGraph
 from lladav.runtime.sessions import PADDED
-from lladav.statistics import Condition
+from lladav.statistics_header import Condition
 
 Array = npt.NDArray[Any]
 

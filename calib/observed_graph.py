@@ -24,7 +24,7 @@ class ObservedGraph:
         name: of one of its graphs.
 
     Attributes:
-        linears: see `statistics.GraphRecord`.
+        linears: see `GraphRecord`.
         channels: of every tensor.
 
     Raises:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from lladav.geometry import LanguageGeometry
 from lladav.runtime import StepEvent
 from lladav.runtime.prompt import IMAGE_TOKEN
-from lladav.statistics import Condition
+from lladav.statistics_header import Condition
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]

@@ -19,7 +19,7 @@ from lladav.runtime.config import generation_config
 from lladav.runtime.embedding import merge_prompt
 from lladav.runtime.images import pixel_values
 from lladav.runtime.prompt import with_images
-from lladav.statistics import Asked, Condition
+from lladav.statistics_header import Asked, Condition
 
 Array = npt.NDArray[Any]
 

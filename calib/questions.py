@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lladav.errors import CalibrationError
-from lladav.runtime.images import open_image
-from lladav.statistics import SourceFile
+from lladav.statistics_header import SourceFile
 
 LEAST_PICTURES = 8
 """With half as many, ranges on the demo checkpoint were up to twice as small as with 128 (docs/calibration.md)."""
@@ -41,11 +40,10 @@ class CalibrationQuestion:
 
 
 def find_pictures(folder: Path) -> tuple[Path, ...]:
-    """The pictures of a folder, by their suffix, in the order of their names; every one can be read.
+    """The pictures of a folder, by their suffix, in the order of their names.
 
     Raises:
         CalibrationError: no folder, or too few pictures in it.
-        ImageError: one that cannot be read.
     """
     if not folder.is_dir():
         raise CalibrationError(f"{folder} is not a folder", cure="pass --images a folder of pictures")
@@ -55,8 +53,6 @@ def find_pictures(folder: Path) -> tuple[Path, ...]:
             f"{folder} holds {len(found)} pictures; a calibration needs at least {LEAST_PICTURES}",
             cure=f"add some that are like those of later use ({', '.join(sorted(PICTURE_SUFFIXES))})",
         )
-    for path in found:
-        open_image(path)
     return tuple(found)
 
 

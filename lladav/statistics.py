@@ -10,22 +10,21 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import ValidationError
 
 from lladav.errors import CalibrationError
-from lladav.geometry import Geometry
 from lladav.manifest import Manifest
 from lladav.staging import sync
+from lladav.statistics_header import Condition, Header
 
 Floats = npt.NDArray[np.float32]
 Sums = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
-SCHEMA_VERSION: Literal[1] = 1
 SUFFIX = ".npz"
 _HEADER = "header.json"
 _ARRAYS: dict[str, type[np.generic]] = {"absmax": np.float32, "square_sum": np.float64, "histogram": np.int64}
@@ -36,113 +35,6 @@ _EXPONENTS = (-24, 20)
 _FIRST, _LAST = ((127 + exponent) << _FRACTION_BITS for exponent in _EXPONENTS)
 BINS = 1 + _LAST - _FIRST
 """Of a histogram of absolute values: 8 per octave from 2**-24 to 2**20, after one for all that is smaller."""
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Condition(_Frozen):
-    """Under which circumstances rows of an activation were seen.
-
-    Attributes:
-        kind: the pass of the denoiser (`refresh`, `step`), or the crop of the vision encoder and the
-            connector (`base`, the whole picture; `crop`, a part of it). `any` where it is not known.
-        where: what stands at the row's position of the window; None for crops.
-        mask_ratio: masks among the canvas positions at that pass, to the nearest that is counted
-            apart; None where there is no canvas, or it is not known.
-    """
-
-    kind: Literal["refresh", "step", "base", "crop", "any"]
-    where: Literal["image", "text", "canvas", "any"] | None = None
-    mask_ratio: float | None = Field(default=None, ge=0, le=1)
-
-    @property
-    def label(self) -> str:
-        """As a person reads it: `refresh, image, 75% masks`."""
-        where = f", {self.where}" if self.where else ""
-        return self.kind + where + (f", {self.mask_ratio:.0%} masks" if self.mask_ratio is not None else "")
-
-
-class GraphRecord(_Frozen):
-    """What was observed of one graph.
-
-    Attributes:
-        conditions: first dimension of its arrays.
-        linears: by name of a linear layer in the checkpoint, the layer under whose name its input
-            is kept: the first of those that share it.
-    """
-
-    conditions: tuple[Condition, ...]
-    linears: dict[str, str]
-
-    @property
-    def tensors(self) -> tuple[str, ...]:
-        """Names of the inputs, each once."""
-        return tuple(dict.fromkeys(self.linears.values()))
-
-
-class SourceFile(_Frozen):
-    """A picture or a file of inputs that was shown to the model."""
-
-    name: str
-    sha256: str
-
-
-class Asked(_Frozen):
-    """The questions of a calibration, and how they were answered.
-
-    Attributes:
-        prompts: in the order of use.
-        gen_length: positions of the canvas.
-        steps: passes per answer.
-        refresh_interval: a refresh every this many passes.
-    """
-
-    prompts: tuple[str, ...]
-    gen_length: PositiveInt
-    steps: PositiveInt
-    refresh_interval: NonNegativeInt
-
-
-class CalibrationRun(_Frozen):
-    """What the model was shown; equal runs of equal bundles give equal statistics.
-
-    Attributes:
-        sources: pictures, or files of inputs, in the order of use; none for text alone.
-        count: questions, or files of inputs.
-        asked: None for files of inputs.
-    """
-
-    sources: tuple[SourceFile, ...]
-    count: PositiveInt
-    asked: Asked | None
-
-
-class Header(_Frozen):
-    """What statistics are of.
-
-    Attributes:
-        bundle: sha256 of the manifest whose graphs were run.
-        checkpoint: fingerprint of the weights.
-        done: questions or files that are in the statistics; less than `run.count` while a
-            calibration is under way.
-    """
-
-    schema_version: Literal[1] = SCHEMA_VERSION
-    lladav: str
-    bundle: str
-    checkpoint: str
-    geometry: Geometry
-    run: CalibrationRun
-    graphs: dict[str, GraphRecord]
-    done: NonNegativeInt
-
-    @property
-    def array_names(self) -> tuple[str, ...]:
-        """In the order of the file."""
-        tensors = (tensor for graph in self.graphs.values() for tensor in graph.tensors)
-        return tuple(f"{tensor}/{kind}" for tensor in tensors for kind in _ARRAYS)
 
 
 @dataclass(frozen=True)
@@ -223,7 +115,7 @@ class Statistics:
         try:
             with zipfile.ZipFile(path) as archive:
                 header = Header.model_validate_json(archive.read(_HEADER))
-                arrays = {name: _read_array(archive, name) for name in header.array_names}
+                arrays = {name: _read_array(archive, name) for name in _array_names(header)}
             _check_shapes(header, arrays)
         except FileNotFoundError as error:
             raise CalibrationError(f"{path} does not exist", cure=cure) from error
@@ -245,7 +137,7 @@ class Statistics:
         try:
             with zipfile.ZipFile(fresh, "w") as archive:
                 archive.writestr(zipfile.ZipInfo(_HEADER), self.header.model_dump_json(indent=1))
-                for name in self.header.array_names:
+                for name in _array_names(self.header):
                     with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as stream:
                         np.lib.format.write_array(stream, self.arrays[name], allow_pickle=False)
             sync(fresh)
@@ -336,6 +228,11 @@ def _zeros(conditions: int, channels: int) -> dict[str, npt.NDArray[Any]]:
     """The three arrays of one tensor, by their kinds."""
     columns = {"absmax": channels, "square_sum": channels, "histogram": BINS}
     return {kind: np.zeros((conditions, columns[kind]), dtype) for kind, dtype in _ARRAYS.items()}
+
+
+def _array_names(header: Header) -> tuple[str, ...]:
+    """In the order of the file."""
+    return tuple(f"{tensor}/{kind}" for tensor in header.tensors for kind in _ARRAYS)
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:

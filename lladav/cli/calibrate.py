@@ -12,7 +12,8 @@ from rich.text import Text
 from lladav.cli import screen
 
 if TYPE_CHECKING:
-    from lladav.statistics import Condition, Statistics
+    from lladav.statistics import Statistics
+    from lladav.statistics_header import Condition
 
 
 def calibrate(

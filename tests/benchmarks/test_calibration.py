@@ -8,7 +8,8 @@ import pytest
 from benchmarks.calibration import curves, missed
 from lladav.calib.collector import Collector
 from lladav.calib.passes import CONDITIONS
-from lladav.statistics import Condition, GraphRecord, Header, Statistics
+from lladav.statistics import Statistics
+from lladav.statistics_header import Condition, GraphRecord, Header
 
 LAYERS = ("model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj", "lm_head")
 FIRST, LAST = (Condition(kind="refresh", where="canvas", mask_ratio=ratio) for ratio in (1.0, 0.05))

@@ -22,7 +22,8 @@ from lladav.runtime import GenerationConfig, Message, Pipeline, StepEvent
 from lladav.runtime.embedding import merge_prompt
 from lladav.runtime.images import pixel_values
 from lladav.runtime.prompt import IMAGE_TOKEN, with_images
-from lladav.statistics import Condition, Statistics
+from lladav.statistics import Statistics
+from lladav.statistics_header import Condition
 
 Calibrated = tuple[Path, Statistics]
 
@@ -270,7 +271,7 @@ def test_a_picture_that_cannot_be_read(refused: Callable[..., None], pictures: P
     for picture in find_pictures(pictures):
         (folder / picture.name).write_bytes(picture.read_bytes())
     (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:500])
-    refused(ImageError, r"3\.png", images=folder)
+    refused(ImageError, r"3\.png", images=folder, config=CalibrationConfig(gen_length=8))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from lladav.calib.collector import Collector, refuse_constant
 from lladav.errors import CalibrationError
-from lladav.statistics import Condition, GraphRecord, Header, Statistics
+from lladav.statistics import Statistics
+from lladav.statistics_header import Condition, GraphRecord, Header
 
 FEW, MANY = Condition(kind="step", where="canvas", mask_ratio=0.05), Condition(kind="refresh", where="text")
 CONDITIONS = {"denoiser": (FEW, MANY)}
