@@ -140,10 +140,24 @@ def _open_device() -> Device:
 def _open(name: str, bundle: Bundle, device: Device, sizes: Sizes) -> Backend:
     from lladav.runtime.gpu.backend import GpuBackend
 
-    loader = _session_loader(bundle, device)
+    return GpuBackend(name, device, bundle, executables(name, bundle, device, sizes), sizes)
+
+
+def executables(name: str, bundle: Bundle, device: Device, sizes: Sizes) -> Callable[[str], Executable]:
+    """What loads a graph of a bundle on a GPU.
+
+    Args:
+        name: of a backend.
+        bundle: with engines, if the backend needs them.
+        device: the GPU.
+        sizes: largest that answers may have.
+
+    Raises:
+        EngineError: there are no engines for this machine.
+    """
     if name in _LIBRARIES:
-        loader = _plan_loader(_LIBRARIES[name], bundle, device, sizes)
-    return GpuBackend(name, device, bundle, loader, sizes)
+        return _plan_loader(_LIBRARIES[name], bundle, device, sizes)
+    return _session_loader(bundle, device)
 
 
 def _session_loader(bundle: Bundle, device: Device) -> Callable[[str], Executable]:

@@ -32,6 +32,7 @@ class CudaSession:
         bundle: an open bundle.
         graph: its name in the manifest.
         device: whose stream passes are enqueued on.
+        captures: whether ONNX Runtime shall replay passes as graphs, if it can.
 
     Attributes:
         weights: bytes on the device.
@@ -44,7 +45,7 @@ class CudaSession:
 
     scratch = 0
 
-    def __init__(self, bundle: Bundle, graph: str, device: Device) -> None:
+    def __init__(self, bundle: Bundle, graph: str, device: Device, *, captures: bool = True) -> None:
         self._ort = _import_onnxruntime()
         self._graph = graph
         self._ordinal = device.ordinal
@@ -55,7 +56,7 @@ class CudaSession:
         self.not_captured = ""
         path = str(bundle.file(spec.file))
         try:
-            self._session = self._open(path, device, captures=True)
+            self._session = self._open(path, device, captures=captures)
         except Exception as error:  # ONNX Runtime raises its own family of types
             self.not_captured = str(error)
             try:
