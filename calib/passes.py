@@ -7,8 +7,9 @@ the last refresh kept of the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -49,7 +50,7 @@ class Prompt:
     ids: npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DenoisingPass:
     """One pass of the loop, before it commits anything.
 
@@ -73,17 +74,23 @@ def nearest_ratio(share: float) -> float:
     return min(MASK_RATIOS, key=lambda ratio: abs(ratio - share))
 
 
-def passes_of(events: Sequence[StepEvent], mask: int) -> Iterator[DenoisingPass]:
+def first_pass(length: int, mask: int) -> DenoisingPass:
+    """What every answer begins with: a refresh on a canvas of masks."""
+    return DenoisingPass("refresh", np.full(length, mask, np.int64), np.arange(length))
+
+
+def passes_of(events: Sequence[StepEvent], mask: int) -> list[DenoisingPass]:
     """The passes that led to an answer.
 
     Args:
         events: all steps of the answer.
         mask: id of the mask token.
     """
-    canvas = np.full(len(events[0].canvas), mask, np.int64)
-    for event in events:
-        yield DenoisingPass(event.kind, canvas, np.flatnonzero(canvas == mask))
-        canvas = np.array(event.canvas, np.int64)
+    passes = [first_pass(len(events[0].canvas), mask)]
+    for before, event in pairwise(events):
+        canvas = np.array(before.canvas, np.int64)
+        passes.append(DenoisingPass(event.kind, canvas, np.flatnonzero(canvas == mask)))
+    return passes
 
 
 def refresh_inputs(

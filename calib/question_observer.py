@@ -12,8 +12,18 @@ from lladav.bundle import Bundle
 from lladav.calib.collector import Collector
 from lladav.calib.graph_inputs import SavedInputs
 from lladav.calib.observed_graph import ObservedGraph
-from lladav.calib.passes import CONDITIONS, Prompt, conditions_of, passes_of, refresh_inputs, step_inputs
+from lladav.calib.passes import (
+    CONDITIONS,
+    DenoisingPass,
+    Prompt,
+    conditions_of,
+    first_pass,
+    passes_of,
+    refresh_inputs,
+    step_inputs,
+)
 from lladav.calib.questions import CalibrationQuestion
+from lladav.errors import BackendError
 from lladav.runtime import Message, Pipeline, StepEvent
 from lladav.runtime.config import generation_config
 from lladav.runtime.embedding import merge_prompt
@@ -53,7 +63,7 @@ class QuestionObserver:
             refresh_interval=asked.refresh_interval,
             stop=(),
         )
-        self.passes = asked.steps
+        self._length, self.passes = asked.gen_length, asked.steps
         self._pipeline = Pipeline.load(bundle.path)
         self.conditions: dict[str, tuple[Condition, ...]] = {"denoiser": CONDITIONS}
         if any(question.picture for question in questions):
@@ -62,13 +72,18 @@ class QuestionObserver:
 
     def observe(self, number: int, collector: Collector, advance: Callable[[int], None]) -> None:
         """Counts the crops of one question's picture, and the passes of its answer."""
-        question = self._questions[number]
+        question, mask = self._questions[number], self._manifest.tokens.mask
         images = [question.picture] if question.picture else []
-        answering = self._pipeline.stream(question.prompt, images=images, config=self._config)
-        events = [event for event in answering if isinstance(event, StepEvent)]
         for picture in images:
             self._observe_crops(number, picture, collector)
-        self._observe_passes(number, self._merged(question), events, collector, advance)
+        answering = self._pipeline.stream(question.prompt, images=images, config=self._config)
+        try:
+            passes = passes_of([event for event in answering if isinstance(event, StepEvent)], mask)
+        except BackendError:
+            # The loop knows that its logits are no numbers; the collector, at which layer that starts.
+            self._observe_passes(number, self._merged(question), [first_pass(self._length, mask)], collector, advance)
+            raise
+        self._observe_passes(number, self._merged(question), passes, collector, advance)
 
     def _observe_crops(self, number: int, picture: Path, collector: Collector) -> None:
         rule, vision = self._manifest.preprocessing, self._manifest.geometry.vision
@@ -93,21 +108,21 @@ class QuestionObserver:
         self,
         number: int,
         prompt: Prompt,
-        events: Sequence[StepEvent],
+        passes: Sequence[DenoisingPass],
         collector: Collector,
         advance: Callable[[int], None],
     ) -> None:
-        refreshes = [event.step for event in events if event.kind == "refresh"]
+        refreshes = [one for one in passes if one.kind == "refresh"]
         to_save = refreshes[number % len(refreshes)]
         present: dict[str, Array] = {}
-        for step, one in enumerate(passes_of(events, self._manifest.tokens.mask)):
+        for one in passes:
             canvas = self._pipeline.table.gather(one.canvas)
             window = conditions_of(one, prompt.ids)
             canvas_rows = window[-len(canvas) :]
             count = collector.counting("denoiser", [canvas_rows[row] for row in one.masked], window)
             if one.kind == "refresh":
                 inputs = refresh_inputs(self._manifest.geometry.language, prompt.rows, canvas, one.masked)
-                if self._saved and step == to_save:
+                if self._saved and one is to_save:
                     self._saved.save("denoiser", f"{number:05d}", inputs)
                 present = self.graphs["denoiser"].run(inputs, count)
             else:

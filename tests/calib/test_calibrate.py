@@ -16,7 +16,7 @@ from lladav.calib import CalibrationConfig, calibrate
 from lladav.calib.observed_graph import ObservedGraph
 from lladav.calib.passes import passes_of
 from lladav.calib.questions import LEAST_PICTURES, PROMPTS, find_pictures, pair, read_prompts
-from lladav.errors import BackendError, BundleError, CalibrationError, ImageError, OptionError
+from lladav.errors import BundleError, CalibrationError, ImageError, OptionError
 from lladav.export import ExportConfig, Progress, export
 from lladav.runtime import GenerationConfig, Message, Pipeline, StepEvent
 from lladav.runtime.embedding import merge_prompt
@@ -335,14 +335,14 @@ def test_prompts_are_asked_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("factor", "error", "said"),
+    ("factor", "said"),
     [
-        (0.0, CalibrationError, r"input of model\.layers\.0\.mlp\.down_proj is 0 at all"),
-        (1e30, BackendError, "logits that are no numbers"),
+        (0.0, r"input of model\.layers\.0\.mlp\.down_proj is 0 at all"),
+        (1e30, r"input of model\.layers\.0\.mlp\.down_proj is not a finite number"),
     ],
 )
 def test_a_model_that_computes_constants_or_no_numbers(
-    refused: Callable[..., None], prompts: Path, tmp_path: Path, factor: float, error: type[Exception], said: str
+    refused: Callable[..., None], prompts: Path, tmp_path: Path, factor: float, said: str
 ) -> None:
     def edit(tensors: Tensors, _: object) -> None:
         for part in ("gate", "up"):
@@ -350,7 +350,7 @@ def test_a_model_that_computes_constants_or_no_numbers(
 
     checkpoint = write_tiny_checkpoint(tmp_path / "checkpoint", edit=edit)
     bundle = export(checkpoint, tmp_path / "bundle", ExportConfig(dtype="fp32", verify=False)).path
-    refused(error, said, bundle=bundle, prompts=prompts)
+    refused(CalibrationError, said, bundle=bundle, prompts=prompts)
 
 
 def test_a_folder_that_is_no_bundle(refused: Callable[..., None], tmp_path: Path) -> None:

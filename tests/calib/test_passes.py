@@ -42,7 +42,7 @@ def test_the_loop_is_followed_canvas_by_canvas(tiny_bundle: Path) -> None:
     mask = pipe.bundle.manifest.tokens.mask
     config = GenerationConfig(preset="quality", gen_length=8, steps=4, refresh_interval=2, stop=())
     events = [event for event in pipe.stream("What is this?", config=config) if isinstance(event, StepEvent)]
-    passes = list(passes_of(events, mask))
+    passes = passes_of(events, mask)
     assert [one.kind for one in passes] == ["refresh", "step", "refresh", "step"]
     assert [len(one.masked) for one in passes] == [8, 6, 4, 2]
     assert [one.mask_ratio for one in passes] == [1.0, 0.75, 0.5, 0.25]
