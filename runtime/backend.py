@@ -13,6 +13,7 @@ from lladav.bundle import Bundle
 from lladav.runtime.denoiser import Denoiser
 from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.sessions import BoundPass, open_session
+from lladav.runtime.tracing import span
 from lladav.runtime.window import WindowMaker
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ class Backend(Protocol):
             BackendError: they cannot be loaded.
         """
 
+    def keep(self) -> None:
+        """Keeps for the next process what had to be found out for the answers so far."""
+
     def frames(self) -> FrameReader | None:
         """What reads frames that are in GPU memory; None where nothing does."""
 
@@ -96,6 +100,9 @@ class CpuBackend:
         """See `Backend`."""
         return _SessionTileEncoder(self._bundle, self._threads)
 
+    def keep(self) -> None:
+        """See `Backend`."""
+
     def frames(self) -> None:
         """See `Backend`."""
 
@@ -117,6 +124,7 @@ class _SessionTileEncoder:
         spent = {}
         for name, graph in graphs.items():
             began = perf_counter()
-            graph.run()
+            with span(name):
+                graph.run()
             spent[name] = (perf_counter() - began) * 1e3
         return spent

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
 
+from lladav.runtime.tracing import span
+
 
 class Clock:
     """Milliseconds per stage, in the order in which stages first happen."""
@@ -17,7 +19,8 @@ class Clock:
     def stage(self, name: str) -> Iterator[None]:
         began = perf_counter()
         try:
-            yield
+            with span(name):
+                yield
         finally:
             self.add({name: (perf_counter() - began) * 1e3})
 

@@ -24,6 +24,7 @@ from lladav.runtime.pacing import Pacer, PassTimes, pass_key
 from lladav.runtime.results import PassKind, StepEvent
 from lladav.runtime.selectors import Scores
 from lladav.runtime.template import Restriction
+from lladav.runtime.tracing import span
 from lladav.runtime.window import WindowMaker
 
 
@@ -96,15 +97,18 @@ class DenoisingLoop(Loop):
         places = [self._window_positions(turn) for turn in turns]
         wanted = np.unique(np.concatenate(places))
         before = perf_counter()
-        logits = self._window.refresh(wanted) if kind == "refresh" else self._window.step(wanted)
+        with span(kind):
+            logits = self._window.refresh(wanted) if kind == "refresh" else self._window.step(wanted)
         graph_ms = (perf_counter() - before) * 1e3
         events: list[StepEvent | None] = [None] * len(due)
         done = []
         for turn, place in zip(turns, places, strict=True):
-            self._evaluate(turn, logits, np.searchsorted(wanted, place))
-            chosen = self._commit(turn, self._select(turn), whole=self._scheduled)
-            turn.canvas.scan()
-            forced = self._commit_rest(turn) if last or self._must_end(turn) else chosen[:0]
+            with span("sampling"):
+                self._evaluate(turn, logits, np.searchsorted(wanted, place))
+            with span("commit"):
+                chosen = self._commit(turn, self._select(turn), whole=self._scheduled)
+                turn.canvas.scan()
+                forced = self._commit_rest(turn) if last or self._must_end(turn) else chosen[:0]
             self._committed += len(chosen)
             self._out_of_time |= len(forced) > 0
             done.append((turn, chosen, forced))

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from lladav.errors import PromptError
 from lladav.manifest import SpecialTokens
+from lladav.runtime.tracing import span
 from lladav.runtime.vocabulary import Vocabulary
 
 IMAGE_TOKEN = -200
@@ -57,7 +58,8 @@ class ChatTokenizer:
     def __init__(self, tokenizer_json: str | Path, tokens: SpecialTokens, system_prompt: str) -> None:
         cure = "copy the bundle again from where it was exported, or export it again"
         try:
-            self._tokenizer = Tokenizer.from_str(Path(tokenizer_json).read_text("utf-8"))
+            with span("load tokenizer"):
+                self._tokenizer = Tokenizer.from_str(Path(tokenizer_json).read_text("utf-8"))
         # The library raises plain Exception for a file that it cannot parse.
         except Exception as error:
             raise PromptError(f"{tokenizer_json} is not a usable tokenizer: {error}", cure=cure) from error

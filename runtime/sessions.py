@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lladav.bundle import Bundle
 from lladav.errors import BackendError
+from lladav.runtime.tracing import span
 
 NUMPY_TYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
 # Added to the attention score of a padded key. Its exponential is 0 beside any real score, and
@@ -15,13 +17,14 @@ NUMPY_TYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
 PADDED = -30000.0
 
 
-def open_session(bundle: Bundle, graph: str, threads: int | None) -> Any:
+def open_session(bundle: Bundle, graph: str, threads: int | None, profile: Path | None = None) -> Any:
     """An ONNX Runtime session of one of the bundle's graphs.
 
     Args:
         bundle: an open bundle.
         graph: its name in the manifest.
         threads: of one operator; None is one per physical core.
+        profile: where ONNX Runtime shall write the time of every node, as the beginning of a file name.
 
     Raises:
         BackendError: ONNX Runtime is missing, or cannot run the graph.
@@ -42,9 +45,13 @@ def open_session(bundle: Bundle, graph: str, threads: int | None) -> Any:
     options.enable_mem_pattern = False
     if threads is not None:
         options.intra_op_num_threads = threads
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     path = bundle.file(bundle.manifest.graphs[graph].file)
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with span(f"load {graph}"):
+            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own family of types
         raise BackendError(
             f"ONNX Runtime {ort.__version__} cannot load {path.name}: {error}",

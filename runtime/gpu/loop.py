@@ -16,6 +16,7 @@ from lladav.runtime.gpu.steps import Launched
 from lladav.runtime.loop import Loop, Request
 from lladav.runtime.pacing import PassTimes, pass_key
 from lladav.runtime.results import PassKind, StepEvent
+from lladav.runtime.tracing import span
 
 if TYPE_CHECKING:
     from lladav.runtime.gpu.window import GpuDenoiser
@@ -71,10 +72,12 @@ class DeviceLoop(Loop):
             self._claim()
             while len(flying) < _AHEAD and (not flying or self._undecided > (len(flying) + 1) * self._pace):
                 kind = self._kind(launched)
-                flying.append(_Flight(launched, kind, self._runner.launch(kind)))
+                with span("launch"):
+                    flying.append(_Flight(launched, kind, self._runner.launch(kind)))
                 launched += 1
             flight = flying.popleft()
-            flight.launched.done.wait()
+            with span("wait"):
+                flight.launched.done.wait()
             done = bool(flight.launched.canvases["state"]["done"].all())
             yield self._read(flight)
             if done:
