@@ -108,6 +108,7 @@ class LoadedEngine:
         self._compiled = compiled
         self._cache: Any = None
         self._known = b""
+        self._bound = self._kept = 0
         self._settings = self._context_settings()
         self.weights = record.plan.bytes
         self.scratch = int(engine.device_memory_size_v2)
@@ -129,6 +130,7 @@ class LoadedEngine:
         sizes = self._record.profiles[names.index(profile)]
         for spec in self._spec.inputs:
             self._check_shape(spec, tensors[spec.name].shape, sizes)
+        self._bound += 1
         context = self._engine.create_execution_context(self._settings)
         if context is None:
             raise self._refusal(f"to prepare {profile}")
@@ -151,12 +153,13 @@ class LoadedEngine:
         return EnginePass(context, self._stream, lambda: self._refusal(f"to run {profile}"))
 
     def keep_compiled(self) -> None:
-        """Keeps what the library compiled for the passes that ran, for the next process; after a warm-up.
+        """Keeps what the library compiled for the passes that ran, for the next process.
 
-        TensorRT compiles nothing here. Where the bundle cannot be written, the next process compiles again.
+        Nothing is done where no pass was bound since the last time. TensorRT compiles nothing here. Where the bundle cannot be written, the next process compiles again.
         """
-        if self._cache is None:
+        if self._cache is None or self._bound == self._kept:
             return
+        self._kept = self._bound
         contents = bytes(memoryview(self._cache.serialize()))
         if contents != self._known:
             with suppress(EngineError), sole_writer(self._compiled.parent), staged_file(self._compiled) as file:

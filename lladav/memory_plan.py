@@ -7,7 +7,7 @@ so everything is laid out at once, from the manifest, before anything is allocat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,10 @@ from lladav.errors import OptionError
 from lladav.manifest import Manifest, Precision, TensorType
 
 ALIGNMENT = 256
+SLOTS = 4
+"""Steps whose records are kept: the host reads at most one behind."""
+IDS = 1 << 20
+"""Ids that the rules and restrictions of one answer may refer to: several vocabularies."""
 PAST = "past_key_values."
 BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 """Of a value in the compute type."""
@@ -122,7 +126,6 @@ def plan_memory(
     *,
     precision: Precision | None = None,
     scratch: int = 0,
-    loop: Mapping[str, int] | None = None,
 ) -> MemoryPlan:
     """Lays out all memory that passes of one size and the loop over them take.
 
@@ -134,7 +137,6 @@ def plan_memory(
         sizes: of the windows.
         precision: of keys and values, if another than the bundle's.
         scratch: bytes of activations, shared by passes that never run at the same time.
-        loop: bytes of what the loop's kernels keep, by name.
     """
     language, vision = manifest.geometry.language, manifest.geometry.vision
     kept = _COMPUTED[precision or manifest.precision]
@@ -160,7 +162,7 @@ def plan_memory(
             yield "pixel_values", "float32", (t, 3, vision.image_size, vision.image_size)
             yield "vision_features", "float32", (t, vision.tokens, vision.hidden_size)
             yield "image_features", "float32", (t, vision.tokens, d)
-        for name, size in (loop or {}).items():
+        for name, size in _loop(c, b).items():
             yield name, "uint8", (size,)
         yield "scratch", "uint8", (scratch,)
 
@@ -169,3 +171,16 @@ def plan_memory(
         regions.append(Region(name, dtype, shape, end))
         end += -(-regions[-1].bytes // ALIGNMENT) * ALIGNMENT
     return MemoryPlan(sizes, tuple(regions))
+
+
+def _loop(capacity: int, sequences: int) -> dict[str, int]:
+    """Bytes of the records that the loop's kernels keep, by name; `runtime/gpu/loop_state.py` has their fields."""
+    state, decision, rows = 64, 16, 33 * capacity
+    return {
+        "rules": 80,
+        "canvases": sequences * (state + -(-rows // 16) * 16),
+        "whole": 4,
+        "log": SLOTS * sequences * (state + 2 * capacity * decision),
+        "ids": 4 * IDS,
+        "restrictions": sequences * capacity * 12,
+    }

@@ -239,6 +239,8 @@ class Pipeline:
         answer = self._answer(asked, plan, loop, 0, steps)
         self.times.add(FINISH, (perf_counter() - ended) * 1e3)
         self.times.save(now=False)
+        if config.deadline_ms is None:
+            self.backend.keep()
         yield answer
 
     def _load_parts(self, question: Question, config: GenerationConfig) -> None:
@@ -269,6 +271,7 @@ class Pipeline:
                 if event is not None:
                     own.append(event)
                     one.clock.add({"denoise": event.ms})
+        self.backend.keep()
         return [self._answer(one, plan, loop, number, steps[number]) for number, one in enumerate(asked)]
 
     def _prepare(self, question: Question, plan: Plan) -> Asked:

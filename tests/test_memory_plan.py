@@ -40,10 +40,9 @@ def test_every_input_and_output_has_its_place(manifest: Manifest) -> None:
 @given(
     sizes=st.builds(Sizes, st.integers(1, 3), st.integers(1, 300), st.integers(1, 70), st.integers(0, 5)),
     scratch=st.integers(0, 5000),
-    loop=st.dictionaries(st.sampled_from(["rules", "log", "canvases"]), st.integers(1, 700)),
 )
-def test_regions_do_not_touch(manifest: Manifest, sizes: Sizes, scratch: int, loop: dict[str, int]) -> None:
-    plan = plan_memory(manifest, sizes, scratch=scratch, loop=loop)
+def test_regions_do_not_touch(manifest: Manifest, sizes: Sizes, scratch: int) -> None:
+    plan = plan_memory(manifest, sizes, scratch=scratch)
     end = 0
     for region in plan.regions:
         assert region.offset % ALIGNMENT == 0
@@ -51,7 +50,6 @@ def test_regions_do_not_touch(manifest: Manifest, sizes: Sizes, scratch: int, lo
         end = region.offset + region.bytes
     assert plan.total == end
     assert len({region.name for region in plan.regions}) == len(plan.regions)
-    assert {region.name: region.bytes for region in plan.regions if region.name in loop} == loop
     assert plan.bytes_of("") == sum(region.bytes for region in plan.regions)
     assert ("pixel_values" in {region.name for region in plan.regions}) == (sizes.tiles > 0)
 

@@ -59,14 +59,11 @@ def inspect(
 
 def _plan(found: Inspection, prompt: int | None, canvas: int | None) -> MemoryPlan:
     """Of one answer, with as much scratch as the engines ask for that were built."""
-    from lladav.runtime.gpu.loop_memory import loop_regions
-
     usual = default_sizes(found.manifest)
     sizes = replace(usual, prompt=prompt or usual.prompt, canvas=canvas or usual.canvas)
     check_sizes(found.manifest, sizes)
     asked = [count for record in found.engines for count in record.activations]
-    loop = loop_regions(sizes.canvas, sizes.batch)
-    return plan_memory(found.manifest, sizes, scratch=max(asked, default=0), loop=loop)
+    return plan_memory(found.manifest, sizes, scratch=max(asked, default=0))
 
 
 def _model(found: Inspection) -> Table:

@@ -16,7 +16,6 @@ from lladav.memory_plan import MemoryPlan, Sizes, plan_memory
 from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.gpu.device import Address, Device
 from lladav.runtime.gpu.executable import Executable, Tensor
-from lladav.runtime.gpu.loop_memory import loop_regions
 from lladav.runtime.gpu.memory import DeviceMemory
 from lladav.runtime.gpu.replay import Fallbacks, Replayed
 from lladav.runtime.gpu.window import GpuDenoiser
@@ -66,8 +65,7 @@ class GpuBackend:
         scratch = max(graph.scratch for graph in self._graphs.values())
 
         def planned(prompt: int) -> MemoryPlan:
-            loop = loop_regions(sizes.canvas, sizes.batch)
-            return plan_memory(self._bundle.manifest, replace(sizes, prompt=prompt), scratch=scratch, loop=loop)
+            return plan_memory(self._bundle.manifest, replace(sizes, prompt=prompt), scratch=scratch)
 
         if sizes.prompt:
             return planned(sizes.prompt)
@@ -80,6 +78,11 @@ class GpuBackend:
     def fallbacks(self) -> tuple[str, ...]:
         """Why some passes are not captured although they should be."""
         return self._fallbacks.reasons
+
+    def keep(self) -> None:
+        """See `Backend`."""
+        for graph in self._graphs.values():
+            graph.keep_compiled()
 
     def denoiser(self, table: EmbeddingTable) -> GpuDenoiser:
         """See `Backend`."""

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from lladav.errors import BackendError
+from lladav.memory_plan import IDS
 from lladav.runtime.config import GenerationConfig, Schedule
 from lladav.runtime.evaluation import Sampling
 from lladav.runtime.gpu import kernels
 from lladav.runtime.gpu.device import Address, Device
-from lladav.runtime.gpu.loop_memory import IDS
 from lladav.runtime.gpu.loop_state import ALL_BUT, FREE, ONLY, RESTRICTION, LoopMemory, Rules, canvas_dtype
 from lladav.runtime.gpu.memory import DeviceMemory
 from lladav.runtime.sampling import Picks

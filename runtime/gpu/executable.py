@@ -60,3 +60,6 @@ class Executable(Protocol):
         Raises:
             BackendError: a shape that the graph was not built for.
         """
+
+    def keep_compiled(self) -> None:
+        """Keeps for the next process what the library compiled for passes that ran, if it did."""

@@ -93,6 +93,9 @@ class CudaSession:
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         return SessionPass(self._session, binding, options, f"{profile} of {self._graph}")
 
+    def keep_compiled(self) -> None:
+        """ONNX Runtime compiles nothing."""
+
     def _open(self, path: str, device: Device, *, captures: bool) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lladav.memory_plan import SLOTS
 from lladav.runtime.gpu import kernels
 from lladav.runtime.gpu.device import Event
-from lladav.runtime.gpu.loop_memory import SLOTS, loop_memory
+from lladav.runtime.gpu.loop_memory import loop_memory
 from lladav.runtime.gpu.loop_state import Rules, canvas_dtype, log_dtype
 from lladav.runtime.gpu.replay import Replayed
 from lladav.runtime.results import PassKind

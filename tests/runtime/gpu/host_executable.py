@@ -37,6 +37,8 @@ class HostExecutable:
         self.bound.append((profile, dict(tensors)))
         return HostPass(self, tensors)
 
+    def keep_compiled(self) -> None: ...
+
 
 class HostPass:
     """Implements `lladav.runtime.gpu.executable.BoundPass`."""

@@ -148,6 +148,17 @@ def test_what_cannot_be_captured_is_launched_plainly(make: MakeGpu, cpu: Pipelin
     assert pipeline.generate(prompt_ids=PROMPT, config=config).fallbacks == ours.fallbacks
 
 
+def test_what_was_compiled_is_kept_after_an_answer(make: MakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr(HostExecutable, "keep_compiled", lambda graph: kept.append(len(graph.bound)))
+    pipeline, _ = make()
+    pipeline.generate(prompt_ids=PROMPT, config=GenerationConfig(gen_length=8, refresh_interval=2))
+    assert max(kept) == 2  # refresh and step
+    kept.clear()
+    pipeline.generate(prompt_ids=PROMPT, config=GenerationConfig(gen_length=8, deadline_ms=1e5))
+    assert kept == []
+
+
 def test_library_that_captures_by_itself_is_not_captured(make: MakeGpu, cpu: Pipeline) -> None:
     pipeline, device = make(capturable=False)
     config = GenerationConfig(gen_length=16)
