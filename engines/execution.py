@@ -155,7 +155,8 @@ class LoadedEngine:
     def keep_compiled(self) -> None:
         """Keeps what the library compiled for the passes that ran, for the next process.
 
-        Nothing is done where no pass was bound since the last time. TensorRT compiles nothing here. Where the bundle cannot be written, the next process compiles again.
+        Nothing is done where no pass was bound since the last time. TensorRT compiles nothing
+        here. Where the bundle cannot be written, the next process compiles again.
         """
         if self._cache is None or self._bound == self._kept:
             return
