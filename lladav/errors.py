@@ -64,5 +64,9 @@ class CalibrationError(LladavError):
     """Pictures, prompts or inputs that give no statistics, or statistics that do not belong to a model."""
 
 
+class ProfileError(LladavError):
+    """A profile that cannot be read or written, or profiles that cannot be compared."""
+
+
 class VerificationError(LladavError):
     """Graphs whose outputs are further from PyTorch than their tolerance."""
