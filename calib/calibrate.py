@@ -105,12 +105,18 @@ def calibrate(
 
     Raises:
         CalibrationError: too few pictures, no prompt, inputs of no graph, an `output` that is there
-            already, or activations that are constant or no numbers, naming the layer.
+            already, a bundle that is quantised, or activations that are constant or no numbers,
+            naming the layer.
         ImageError, PromptError, BundleError, BackendError, OptionError: as from the runtime.
     """
     target = Path(output)
     _check_target(target, force)
     opened = Bundle.open(bundle)
+    if opened.manifest.quantization is not None:
+        raise CalibrationError(
+            f"{bundle} is quantised to {opened.manifest.quantization.form} already",
+            cure="calibrate a bundle that was exported without --quantize",
+        )
     if inputs:
         if images is not None or prompts is not None or save_inputs is not None:
             raise OptionError(

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from lladav.bundle import Bundle
-from lladav.errors import CalibrationError
 from lladav.export.graph_pieces import GraphPieces
 
 Array = npt.NDArray[Any]
@@ -20,25 +19,17 @@ class ObservedGraph:
     """Runs piece by piece, so that the activations and widened weights of one layer are in memory at a time.
 
     Args:
-        bundle: an open bundle.
+        bundle: an open bundle, not quantised.
         name: of one of its graphs.
 
     Attributes:
         linears: see `GraphRecord`.
         channels: of every tensor.
-
-    Raises:
-        CalibrationError: the graph has no linear layer whose weights are floating point.
     """
 
     def __init__(self, bundle: Bundle, name: str) -> None:
         pieces = GraphPieces(bundle.file(bundle.manifest.graphs[name].file))
         found = pieces.linear_inputs()
-        if not found:
-            raise CalibrationError(
-                f"{bundle.path} has no linear layers with floating-point weights in its graph {name}",
-                cure="calibrate the bundle that was exported without --quantize",
-            )
         self._tensors: dict[str, str] = {}
         self.linears = {linear: self._tensors.setdefault(seen.value, linear) for linear, seen in found.items()}
         self.channels = {tensor: found[tensor].channels for tensor in self._tensors.values()}

@@ -23,7 +23,7 @@ from lladav.calib.passes import (
     step_inputs,
 )
 from lladav.calib.questions import CalibrationQuestion
-from lladav.errors import BackendError
+from lladav.errors import BackendError, PromptError
 from lladav.runtime import Message, Pipeline, StepEvent
 from lladav.runtime.config import generation_config
 from lladav.runtime.embedding import merge_prompt
@@ -67,6 +67,7 @@ class QuestionObserver:
         self._pipeline = Pipeline.load(bundle.path)
         self.conditions: dict[str, tuple[Condition, ...]] = {"denoiser": CONDITIONS}
         if any(question.picture for question in questions):
+            self._pipeline.pictures.load()  # a model of text alone says so here
             self.conditions |= {"vision_encoder": _CROPS, "connector": _CROPS}
         self.graphs = {name: ObservedGraph(bundle, name) for name in self.conditions}
 
@@ -76,14 +77,15 @@ class QuestionObserver:
         images = [question.picture] if question.picture else []
         for picture in images:
             self._observe_crops(number, picture, collector)
+        prompt = self._merged(question)
         answering = self._pipeline.stream(question.prompt, images=images, config=self._config)
         try:
             passes = passes_of([event for event in answering if isinstance(event, StepEvent)], mask)
         except BackendError:
             # The loop knows that its logits are no numbers; the collector, at which layer that starts.
-            self._observe_passes(number, self._merged(question), [first_pass(self._length, mask)], collector, advance)
+            self._observe_passes(number, prompt, [first_pass(self._length, mask)], collector, advance)
             raise
-        self._observe_passes(number, self._merged(question), passes, collector, advance)
+        self._observe_passes(number, prompt, passes, collector, advance)
 
     def _observe_crops(self, number: int, picture: Path, collector: Collector) -> None:
         rule, vision = self._manifest.preprocessing, self._manifest.geometry.vision
@@ -102,6 +104,11 @@ class QuestionObserver:
         pipe = self._pipeline
         pictures = [pipe.image_rows(question.picture)] if question.picture else []
         ids = pipe.tokenizer.chat([Message("user", with_images(question.prompt, len(pictures)))])
+        if not set(ids).isdisjoint(self._manifest.tokens.mask_aliases):
+            raise PromptError(
+                f"the prompt {question.prompt!r} holds the mask token, whose place the loop would fill too",
+                cure="leave it out of the prompts",
+            )
         return Prompt(*merge_prompt(ids, pipe.table, pictures, self._manifest.max_prompt))
 
     def _observe_passes(

@@ -126,7 +126,8 @@ class GraphPieces:
                 while (maker := makers.get(value)) and (maker.op_type == "Cast" or maker.name.endswith("/shrink")):
                     value = maker.input[0]
                 weight = self._initializers[node.input[1]]
-                found[weight.name.removesuffix(".weight")] = LinearInput(value, weight.dims[0])
+                # Parts of a head are one layer: `lm_head.weight.1`.
+                found[weight.name.partition(".weight")[0]] = LinearInput(value, weight.dims[0])
         return found
 
     def piece(self, scope: str = "", shown: Collection[str] = ()) -> Piece:

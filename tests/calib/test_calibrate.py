@@ -16,7 +16,7 @@ from lladav.calib import CalibrationConfig, calibrate
 from lladav.calib.observed_graph import ObservedGraph
 from lladav.calib.passes import passes_of
 from lladav.calib.questions import LEAST_PICTURES, PROMPTS, find_pictures, pair, read_prompts
-from lladav.errors import BundleError, CalibrationError, ImageError, OptionError
+from lladav.errors import BundleError, CalibrationError, ImageError, OptionError, PromptError
 from lladav.export import ExportConfig, Progress, export
 from lladav.runtime import GenerationConfig, Message, Pipeline, StepEvent
 from lladav.runtime.embedding import merge_prompt
@@ -284,6 +284,12 @@ def test_prompts_that_say_nothing(refused: Callable[..., None], tmp_path: Path, 
     refused(CalibrationError, "cannot be read", prompts=tmp_path / "none.txt")
 
 
+def test_prompts_with_masks_of_their_own(refused: Callable[..., None], tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("What is <|mdm_mask|>?")
+    refused(PromptError, "holds the mask token", prompts=file)
+
+
 def test_outputs_that_are_refused(
     refused: Callable[..., None], tiny_bundle: Path, prompts: Path, tmp_path: Path
 ) -> None:
@@ -351,6 +357,31 @@ def test_a_model_that_computes_constants_or_no_numbers(
     checkpoint = write_tiny_checkpoint(tmp_path / "checkpoint", edit=edit)
     bundle = export(checkpoint, tmp_path / "bundle", ExportConfig(dtype="fp32", verify=False)).path
     refused(CalibrationError, said, bundle=bundle, prompts=prompts)
+
+
+def test_pictures_for_a_model_of_text_alone(refused: Callable[..., None], pictures: Path, tmp_path: Path) -> None:
+    def edit(tensors: Tensors, config: dict[str, object]) -> None:
+        for name in [name for name in tensors if "vision_tower" in name or "mm_projector" in name or "newline" in name]:
+            del tensors[name]
+        del config["mm_vision_tower"]
+
+    checkpoint = write_tiny_checkpoint(tmp_path / "text", edit=edit)
+    bundle = export(checkpoint, tmp_path / "bundle", ExportConfig(dtype="fp32", verify=False)).path
+    refused(BundleError, "text-only", bundle=bundle, images=pictures)
+
+
+def test_a_bundle_that_is_quantised(refused: Callable[..., None], tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = ExportConfig(dtype="fp32", quantize="w8", verify=False)
+    bundle = export(tiny_checkpoint, tmp_path / "bundle", config).path
+    refused(CalibrationError, "is quantised to w8 already", bundle=bundle)
+
+
+def test_parts_of_a_head_are_one_layer(done: Calibrated, tiny_checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
+    config = ExportConfig(dtype="fp32", head_parts=3, verify=False)
+    bundle = export(tiny_checkpoint, tmp_path / "bundle", config).path
+    found = calibrate(bundle, tmp_path / "s.npz", prompts=prompts, config=SHORT)
+    assert set(found.linears) == set(done[1].header.graphs["denoiser"].linears)
+    assert found.of("lm_head").rows == 2 * (8 + 6 + 4 + 2)
 
 
 def test_a_folder_that_is_no_bundle(refused: Callable[..., None], tmp_path: Path) -> None:
