@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lladav.geometry import Geometry, LanguageGeometry
-from lladav.inspect import count_parameters
-from lladav.manifest import INT4_BLOCK, Manifest, Precision, QuantizedForm
-from lladav.memory_plan import BYTES, PAST, Sizes, most_tiles, plan_memory
+from lladav.costs import Numbers, weight_bytes
+from lladav.geometry import LanguageGeometry
+from lladav.manifest import Manifest
+from lladav.memory_plan import PAST, Sizes, most_tiles, plan_memory
 
 # What TensorRT-RTX 1.7.1 asked for at compute capabilities 8.6 and 8.9 lay below this, by a fifth
 # at most where it matters (docs/decisions.md): a fixed part, rows of the residual stream, of
@@ -53,8 +53,7 @@ def memory_needs(
     canvas: int,
     *,
     batch: int = 1,
-    precision: Precision,
-    form: QuantizedForm | None = None,
+    numbers: Numbers,
 ) -> Needs:
     """What one size of prompt and canvas takes.
 
@@ -63,15 +62,14 @@ def memory_needs(
         prompt: positions.
         canvas: positions.
         batch: sequences side by side.
-        precision: of matrix products, which may be another than the bundle's.
-        form: of the linear layers, where they are integers.
+        numbers: of the passes, which may be others than the bundle's.
     """
-    g, width = manifest.geometry.language, BYTES[precision]
+    g, width = manifest.geometry.language, numbers.width
     window = prompt + canvas
-    plan = plan_memory(manifest, Sizes(batch, prompt, canvas, most_tiles(manifest)), precision=precision)
+    plan = plan_memory(manifest, Sizes(batch, prompt, canvas, most_tiles(manifest)), precision=numbers.precision)
     prompt_kv, logits = plan.bytes_of(PAST), plan.bytes_of("logits")
     return Needs(
-        weights=sum(weight_bytes(manifest.geometry, precision, form).values()),
+        weights=sum(weight_bytes(manifest.geometry, numbers).values()),
         activations=max(
             activation_bytes(g, window, window, past=0, rows=canvas, batch=batch, width=width),
             activation_bytes(g, canvas, window, past=prompt, rows=canvas, batch=batch, width=width),
@@ -80,36 +78,6 @@ def memory_needs(
         logits=logits,
         buffers=plan.total - prompt_kv - logits,
     )
-
-
-def weight_bytes(geometry: Geometry, precision: Precision, form: QuantizedForm | None = None) -> dict[str, int]:
-    """Bytes of every engine's weights; norms, which stay float32, are counted like the rest."""
-    g, counts = geometry.language, count_parameters(geometry)
-    parts = {"denoiser": counts["language_model"] - g.vocab_rows * g.hidden_size}
-    if geometry.vision is not None:
-        parts |= {"vision_encoder": counts["vision_tower"], "connector": counts["connector"]}
-    width = BYTES[precision]
-    if form is None:
-        return {name: count * width for name, count in parts.items()}
-    # A scale per output feature is less than a thousandth, one per block is not.
-    of_linear = {"denoiser": 0.5 + width / INT4_BLOCK} if form == "w4" else {}
-    linear = _linear_parameters(geometry)
-    return {
-        name: (count - linear[name]) * width + round(linear[name] * of_linear.get(name, 1))
-        for name, count in parts.items()
-    }
-
-
-def _linear_parameters(geometry: Geometry) -> dict[str, int]:
-    """Weights of the layers that a quantised export turns into integers, by graph."""
-    g, vision = geometry.language, geometry.vision
-    layer = 2 * g.hidden_size * g.head_size * (g.heads + g.kv_heads) + 3 * g.hidden_size * g.intermediate_size
-    counts = {"denoiser": g.layers * layer}
-    if vision is not None:
-        d = vision.hidden_size
-        counts["vision_encoder"] = vision.layers * (4 * d * d + 2 * d * vision.intermediate_size)
-        counts["connector"] = (d + g.hidden_size) * g.hidden_size
-    return counts
 
 
 def activation_bytes(

@@ -1,8 +1,8 @@
 """Whether a model fits a target and how long its passes take there, without the target.
 
-This is a roofline, not a measurement: a pass takes as long as reading its weights and the
-prompt's keys and values, or as its matrix products, whichever is longer, at the share of the
-data sheet's rate that published runs of another model of this size reached.
+This is a roofline, not a measurement: a pass takes as long as moving its bytes, or as its matrix
+products (`lladav.costs`), whichever is longer, at the share of the data sheet's rate that published
+runs of another model of this size reached.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from lladav.bundle import Bundle
-from lladav.engines.needs import Needs, memory_needs, weight_bytes
+from lladav.costs import Bound, Numbers, Rates, pass_cost
+from lladav.engines.needs import Needs, memory_needs
 from lladav.engines.profiles import BATCH
 from lladav.engines.target import EnginePrecision, Target, load_target
 from lladav.errors import EngineError, OptionError
-from lladav.geometry import LanguageGeometry
-from lladav.manifest import Manifest, Precision, QuantizedForm
-from lladav.memory_plan import BYTES, default_canvas
+from lladav.manifest import INT4_BLOCK, Manifest, Precision, Quantization
+from lladav.memory_plan import BYTES, Sizes, default_canvas
 from lladav.records import engine_precision
 
 # Llama-3-8B with TinyChat on Jetson AGX Orin 64 GB, as published: 15.0 GB of fp16 weights read in
@@ -37,16 +37,18 @@ class Row:
 
     Attributes:
         refresh_ms: predicted time of the pass over prompt and canvas.
+        refresh_bound: what it waits for.
         step_ms: predicted time of the pass over the canvas alone.
-        step_bound: what the step waits for, `memory` or `compute`.
+        step_bound: what it waits for.
         needs: bytes of memory.
         free: bytes left of the target's memory; negative where it does not fit.
     """
 
     prompt: int
     refresh_ms: float
+    refresh_bound: Bound
     step_ms: float
-    step_bound: str
+    step_bound: Bound
     needs: Needs
     free: int
 
@@ -125,28 +127,35 @@ def predict(
         )
     if batch < 1:
         raise OptionError(f"a batch of {batch} holds nothing", cure="pass 1 or more")
-    compute, form = _numbers(manifest, precision)
-    g, weights = manifest.geometry.language, weight_bytes(manifest.geometry, compute, form)["denoiser"]
+    numbers, rates = _numbers(manifest, precision), rates_of(wanted)
     rows = []
     for prompt in manifest.buckets.prompt:
-        needs = memory_needs(manifest, prompt, canvas, batch=batch, precision=compute, form=form)
-        window = prompt + canvas
-        refresh = _Pass(pass_flops(g, window, window, canvas, batch), weights)
-        step = _Pass(pass_flops(g, canvas, window, canvas, batch), weights + needs.prompt_kv)
+        needs, sizes = (
+            memory_needs(manifest, prompt, canvas, batch=batch, numbers=numbers),
+            Sizes(batch, prompt, canvas, 0),
+        )
+        refresh = rates.roofline(pass_cost(manifest, "refresh", sizes, numbers))
+        step = rates.roofline(pass_cost(manifest, "step", sizes, numbers))
         rows.append(
             Row(
                 prompt=prompt,
-                refresh_ms=refresh.milliseconds(wanted),
-                step_ms=step.milliseconds(wanted),
-                step_bound=step.bound(wanted),
+                refresh_ms=refresh.ms,
+                refresh_bound=refresh.bound,
+                step_ms=step.ms,
+                step_bound=step.bound,
                 needs=needs,
                 free=int(wanted.memory_gb * 1e9) - needs.total,
             )
         )
-    sizes = manifest.buckets
-    largest = memory_needs(manifest, sizes.prompt[-1], sizes.canvas[-1], batch=BATCH.most, precision=compute, form=form)
+    buckets = manifest.buckets
+    largest = memory_needs(manifest, buckets.prompt[-1], buckets.canvas[-1], batch=BATCH.most, numbers=numbers)
     notes = implications(wanted, manifest)
     return Prediction(wanted, precision, canvas, batch, tuple(rows), largest.activations, notes)
+
+
+def rates_of(target: Target) -> Rates:
+    """What a target's memory and matrix units are taken to reach."""
+    return Rates(target.bandwidth_gb_s * 1e9 * BANDWIDTH_SHARE, target.fp16_tflops * 1e12 * COMPUTE_SHARE)
 
 
 def implications(target: Target, manifest: Manifest) -> tuple[str, ...]:
@@ -171,48 +180,13 @@ def unsplit_head(target: Target, manifest: Manifest) -> str:
     return f"the head takes {part / 1e6:,.0f} MB in one product, which may not build: {target.sources['splits_head']}"
 
 
-def _numbers(manifest: Manifest, precision: EnginePrecision) -> tuple[Precision, QuantizedForm | None]:
-    """Compute type and form of the linear layers in a bundle of that precision."""
+def _numbers(manifest: Manifest, precision: EnginePrecision) -> Numbers:
+    """Of the bundle itself, or of one that was exported in another precision; engines have no float32."""
+    if precision == engine_precision(manifest) and manifest.precision != "fp32":
+        return Numbers.of(manifest)
     if precision in ("fp16", "bf16"):
-        return precision, None
+        return Numbers(precision)
     compute: Precision = "fp16" if manifest.precision == "fp32" else manifest.precision
-    return compute, "w4" if precision == "int4" else "w8"
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """Floating-point operations of a pass, and bytes that it must read."""
-
-    flops: int
-    bytes: int
-
-    def seconds(self, target: Target) -> tuple[float, float]:
-        """Of reading and of computing."""
-        return (
-            self.bytes / (target.bandwidth_gb_s * 1e9 * BANDWIDTH_SHARE),
-            self.flops / (target.fp16_tflops * 1e12 * COMPUTE_SHARE),
-        )
-
-    def milliseconds(self, target: Target) -> float:
-        return max(self.seconds(target)) * 1e3
-
-    def bound(self, target: Target) -> str:
-        reading, computing = self.seconds(target)
-        return "memory" if reading >= computing else "compute"
-
-
-def pass_flops(g: LanguageGeometry, window: int, keys: int, rows: int, batch: int) -> int:
-    """Of the matrix products of one pass, two per multiplication.
-
-    Args:
-        g: sizes.
-        window: positions computed.
-        keys: positions attended to.
-        rows: of logits.
-        batch: sequences.
-    """
-    projections = 2 * g.hidden_size * g.head_size * (g.heads + g.kv_heads)
-    layer = projections + 3 * g.hidden_size * g.intermediate_size
-    attention = 2 * g.heads * g.head_size * window * keys
-    head = g.vocab_rows * g.hidden_size * rows
-    return 2 * batch * (g.layers * (layer * window + attention) + head)
+    return Numbers(
+        compute, Quantization(form="w4", block=INT4_BLOCK) if precision == "int4" else Quantization(form="w8")
+    )

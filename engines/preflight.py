@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lladav.bundle import Bundle
+from lladav.costs import Numbers
 from lladav.engines.here import Here, describe
 from lladav.engines.library import INSTALL
 from lladav.engines.needs import memory_needs
@@ -111,7 +112,7 @@ def needed_bytes(bundle: Bundle, records: tuple[EngineRecord, ...], prompt: int,
     Plans are counted at their size, and activations as the library asked for them while building,
     which is for the largest shapes that it built for; one engine runs at a time.
     """
-    needs = memory_needs(bundle.manifest, prompt, canvas, batch=batch, precision=bundle.manifest.precision)
+    needs = memory_needs(bundle.manifest, prompt, canvas, batch=batch, numbers=Numbers.of(bundle.manifest))
     asked = max((count for record in records for count in record.activations), default=needs.activations)
     plans = sum(record.plan.bytes for record in records)
     return plans + asked + needs.planned

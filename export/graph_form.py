@@ -5,23 +5,23 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import gcd
 from typing import Literal
 
 from lladav.errors import OptionError
 from lladav.export.coverage import linear_layers
 from lladav.export.input_ranges import input_range
 from lladav.geometry import Geometry, LanguageGeometry
-from lladav.manifest import Quantization, TensorType
+from lladav.manifest import LANGUAGE_LAYERS, Quantization, TensorType
 from lladav.statistics import Statistics
-
-# Where no larger block divides a layer's inputs evenly, its weights get 8 bits.
-_SMALLEST_BLOCK = 32
 
 # TensorRT on a Jetson Orin Nano failed at a head of 622 MB in one product (docs/decisions.md).
 _HEAD_PART_BYTES = 1 << 27
 
-_LANGUAGE = "model.layers."
+
+InputCodes = Literal["int8", "uint8"]
+
+INPUT_ZEROS: dict[InputCodes, int] = {"int8": 0, "uint8": 128}
+"""Which integer stands for 0 in a layer's input; both types round the same values to the same ones."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,14 @@ class GraphForm:
         compute: type of matrix products, and of the weights that are not integers.
         head_parts: into how many products along the vocabulary the head is split.
         linears: by name of the layer in the checkpoint, those in integers.
+        input_codes: type of the integers that inputs become: engines multiply int8, and ONNX Runtime is
+            fast on x86 where the one side is unsigned (docs/decisions.md).
     """
 
     compute: TensorType
     head_parts: int = 1
     linears: Mapping[str, LinearForm] = field(default_factory=dict)
+    input_codes: InputCodes = "int8"
 
 
 def head_parts(g: LanguageGeometry, width: int) -> int:
@@ -97,13 +100,12 @@ def linear_forms(
     """
     forms = {}
     for name, (_, inputs) in linear_layers(geometry).items():
-        if name in quantization.kept:
+        integers = quantization.integers(name, inputs)
+        if integers is None:
             continue
-        block = gcd(inputs, quantization.block or 1)
-        if not name.startswith(_LANGUAGE):
-            forms[name] = LinearForm("int8")
-        elif quantization.form == "w4" and block >= _SMALLEST_BLOCK:
-            forms[name] = LinearForm("int4", block)
+        if integers.bits == 4:
+            forms[name] = LinearForm("int4", integers.block)
         else:
-            forms[name] = LinearForm("int8", input_range=input_range(statistics, name) if statistics else None)
+            seen = statistics if name.startswith(LANGUAGE_LAYERS) else None
+            forms[name] = LinearForm("int8", input_range=input_range(seen, name) if seen else None)
     return forms

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from math import gcd
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
@@ -23,6 +24,10 @@ MANIFEST_NAME = "manifest.json"
 MASK_DISTANCE = 1e-5
 # Input features that share a scale in a 4-bit weight: what engine builders have kernels for.
 INT4_BLOCK = 128
+# Where no larger block divides a layer's inputs evenly, its weights get 8 bits.
+_SMALLEST_BLOCK = 32
+# What the names of the language model's layers in the checkpoint begin with.
+LANGUAGE_LAYERS = "model.layers."
 _OPEN_SEAL = '"sha256": ""'
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -65,6 +70,26 @@ class Quantization(_Frozen):
     form: QuantizedForm
     block: PositiveInt | None = None
     kept: tuple[str, ...] = ()
+
+    def integers(self, layer: str, inputs: int) -> Integers | None:
+        """What a linear layer's weights are; None where it is kept.
+
+        Args:
+            layer: its name in the checkpoint.
+            inputs: features.
+        """
+        if layer in self.kept:
+            return None
+        block = gcd(inputs, self.block or 1)
+        four = self.form == "w4" and layer.startswith(LANGUAGE_LAYERS) and block >= _SMALLEST_BLOCK
+        return Integers(4, block) if four else Integers(8)
+
+
+class Integers(NamedTuple):
+    """Weights of a linear layer: their bits, and the inputs that share a scale; None for all of them."""
+
+    bits: Literal[4, 8]
+    block: int | None = None
 
 
 class TableSpec(_Frozen):

@@ -15,10 +15,10 @@ from test_builder import fused_attentions
 from benchmarks import make_full_size
 from benchmarks.export_full_size import anonymous_bytes
 from lladav.bundle import Bundle
+from lladav.costs import Numbers, weight_bytes
 from lladav.engines import read_records
-from lladav.engines.needs import weight_bytes
 from lladav.machine import examine
-from lladav.manifest import QuantizedForm
+from lladav.manifest import INT4_BLOCK, Quantization, QuantizedForm
 
 # Of the process, per byte of the denoiser's weights, and beside the weights, which are mapped (docs/decisions.md).
 MEMORY_PER_WEIGHT = 1.75
@@ -46,8 +46,9 @@ def layers_that_fit(form: QuantizedForm | None) -> int:
     """As many of the language model's layers as this machine's free memory builds in fp16 with these integers."""
     memory = examine().memory
     assert memory is not None
+    integers = Quantization(form=form, block=INT4_BLOCK) if form else None
     for layers in range(make_full_size.LAYERS, 0, -1):
-        weights = weight_bytes(make_full_size.real_geometry(layers, 1), "fp16", form)["denoiser"]
+        weights = weight_bytes(make_full_size.real_geometry(layers, 1), Numbers("fp16", integers))["denoiser"]
         if weights * MEMORY_PER_WEIGHT < memory.available:
             return layers
     pytest.skip(f"{memory.available / 1e9:.1f} GB of free memory build no layer")

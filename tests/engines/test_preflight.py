@@ -16,6 +16,7 @@ import pytest
 import lladav.engines.here
 import lladav.engines.preflight
 from lladav.bundle import Bundle
+from lladav.costs import Numbers
 from lladav.engines import find_engines, read_records
 from lladav.engines.here import Here, describe
 from lladav.engines.needs import memory_needs
@@ -161,7 +162,7 @@ def test_engines_at_home(built_bundle: Path) -> None:
 def test_memory_is_that_of_the_plans_and_what_the_library_asked_for(built_bundle: Path) -> None:
     records = read_records(built_bundle, "rtx-40")
     bundle = Bundle.open(built_bundle)
-    needs = memory_needs(bundle.manifest, 128, 32, batch=2, precision="fp16")
+    needs = memory_needs(bundle.manifest, 128, 32, batch=2, numbers=Numbers("fp16"))
     buffers = needs.prompt_kv + needs.logits + needs.buffers
     assert needed_bytes(bundle, records, 128, 32, 2) == 3 * 5000 + buffers + needs.activations
     asked = tuple(record.model_copy(update={"activations": (7, 9)}) for record in records)

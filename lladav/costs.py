@@ -1,0 +1,237 @@
+"""What passes cost: the bytes that must move and the operations that must run, and how long these take at least.
+
+Both follow from the geometry, and are exact for the graphs that `export` writes: tests compare them
+with a count over the graphs' nodes. Bytes are those of a pass that keeps everything between its
+nodes in caches: each weight and input is read once, each output written once. Operations are those
+of matrix products, two per multiplication; all others together are few beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from lladav.geometry import Geometry, LanguageGeometry, VisionGeometry
+from lladav.manifest import Manifest, Precision, Quantization
+from lladav.memory_plan import BYTES, Sizes
+
+PassName = Literal["refresh", "step", "vision_encoder", "connector"]
+Bound = Literal["bandwidth", "arithmetic"]
+
+_FLOAT, _INDEX = 4, 8
+_TOWER = "model.vision_tower.vision_tower.vision_model.encoder.layers"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """In which numbers passes compute.
+
+    Attributes:
+        precision: of matrix products, and of weights that are no integers.
+        quantization: which linear layers are integers; None for none.
+        cpu: whether ONNX Runtime computes on the CPU, which widens float16 to float32 when it loads
+            a graph, and whose keys and values are float32.
+    """
+
+    precision: Precision
+    quantization: Quantization | None = None
+    cpu: bool = False
+
+    @classmethod
+    def of(cls, manifest: Manifest, *, cpu: bool = False) -> Numbers:
+        """Those of a bundle."""
+        return cls(manifest.precision, manifest.quantization, cpu)
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight that is no integer, and of a key or value."""
+        return _FLOAT if self.cpu else BYTES[self.precision]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one pass.
+
+    Attributes:
+        weights: bytes of what the pass multiplies by and adds.
+        values: bytes of inputs and outputs.
+        operations: of matrix products.
+    """
+
+    weights: int
+    values: int
+    operations: int
+
+    @property
+    def bytes(self) -> int:
+        return self.weights + self.values
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The least time that a pass takes.
+
+    Attributes:
+        bytes: that must move.
+        operations: that must run.
+        ms: of the slower of the two.
+        bound: which of them that is.
+    """
+
+    bytes: int
+    operations: int
+    ms: float
+    bound: Bound
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a machine reaches.
+
+    Attributes:
+        bandwidth: bytes a second, to and from memory.
+        operations: of matrix products, a second.
+    """
+
+    bandwidth: float
+    operations: float
+
+    def roofline(self, cost: Cost) -> Roofline:
+        moving, computing = cost.bytes / self.bandwidth, cost.operations / self.operations
+        bound: Bound = "bandwidth" if moving >= computing else "arithmetic"
+        return Roofline(cost.bytes, cost.operations, max(moving, computing) * 1e3, bound)
+
+
+def pass_cost(manifest: Manifest, kind: PassName, sizes: Sizes, numbers: Numbers, rows: int | None = None) -> Cost:
+    """What one pass costs.
+
+    Args:
+        manifest: of the bundle.
+        kind: of pass; a refresh keeps the prompt's keys and values for steps.
+        sizes: of its window, padding included, or of its crops.
+        numbers: in which it computes.
+        rows: of logits, per sequence; None is the whole canvas.
+    """
+    g = manifest.geometry
+    if kind == "refresh" or kind == "step":
+        return _denoiser(g.language, kind, sizes, numbers, sizes.canvas if rows is None else rows)
+    assert g.vision is not None, "a text-only model has no pictures"
+    rows_of_crops = sizes.tiles * g.vision.tokens
+    if kind == "connector":
+        layers = tuple(_connector(g.vision, g.language))
+        operations = sum(2 * layer.products * rows_of_crops for layer in layers)
+        values = _FLOAT * rows_of_crops * (g.vision.hidden_size + g.language.hidden_size)
+        return Cost(_bytes_of(layers, numbers), values, operations)
+    layers = tuple(_tower(g.vision))
+    patches = 3 * g.vision.patch_size**2 * g.vision.hidden_size
+    attention = g.vision.layers * 2 * g.vision.tokens * g.vision.hidden_size
+    products = patches + attention + sum(layer.products for layer in layers)
+    pixels = sizes.tiles * 3 * g.vision.image_size**2
+    return Cost(
+        weights=_bytes_of(layers, numbers) + _FLOAT * _tower_floats(g.vision),
+        values=_FLOAT * (pixels + rows_of_crops * g.vision.hidden_size),
+        operations=2 * products * rows_of_crops,
+    )
+
+
+def weight_bytes(geometry: Geometry, numbers: Numbers) -> dict[str, int]:
+    """Bytes of the weights of each graph, which a pass reads once."""
+    language = geometry.language
+    parts = {"denoiser": _denoiser_weights(language, numbers)}
+    if geometry.vision is not None:
+        tower = _bytes_of(_tower(geometry.vision), numbers)
+        parts["vision_encoder"] = tower + _FLOAT * _tower_floats(geometry.vision)
+        parts["connector"] = _bytes_of(_connector(geometry.vision, language), numbers)
+    return parts
+
+
+class _Linear(NamedTuple):
+    """A linear layer, by its name in the checkpoint."""
+
+    name: str
+    inputs: int
+    outputs: int
+    bias: bool = False
+
+    @property
+    def products(self) -> int:
+        """Multiplications for one row."""
+        return self.inputs * self.outputs
+
+
+def _bytes_of(layers: Iterable[_Linear], numbers: Numbers) -> int:
+    """Of weights, scales and biases."""
+    total = 0
+    for layer in layers:
+        integers = numbers.quantization.integers(layer.name, layer.inputs) if numbers.quantization else None
+        if integers is None:
+            total += layer.products * numbers.width
+        else:
+            scales = layer.outputs * (layer.inputs // integers.block if integers.block else 1)
+            total += layer.products * integers.bits // 8 + scales * numbers.width
+        total += layer.outputs * numbers.width if layer.bias else 0
+    return total
+
+
+def _denoiser(g: LanguageGeometry, kind: PassName, sizes: Sizes, numbers: Numbers, rows: int) -> Cost:
+    past, window = (0, sizes.prompt + sizes.canvas) if kind == "refresh" else (sizes.prompt, sizes.canvas)
+    keys = past + window
+    # The last layer's output is computed for the rows alone, all but its keys and values.
+    keeps, rest = _layer(g, 0)[:2], _layer(g, 0)[2:]
+    of_keys, of_rest = (sum(layer.products for layer in part) for part in (keeps, rest))
+    every = (g.layers - 1) * window + rows
+    attention = 2 * g.heads * g.head_size * keys
+    products = g.layers * window * of_keys + every * (of_rest + attention) + rows * g.hidden_size * g.vocab_rows
+    position = 2 * g.layers * g.kv_heads * g.head_size * numbers.width
+    embeds_and_logits = _FLOAT * (window * g.hidden_size + rows * g.vocab_rows)
+    positions_and_bias = _INDEX * window + _FLOAT * keys
+    # Which rows, and which keys and values to keep: a list of them, or how many on the CPU.
+    chosen = _INDEX * (rows + (1 if numbers.cpu else sizes.prompt - past))
+    return Cost(
+        weights=_denoiser_weights(g, numbers),
+        values=sizes.batch * (embeds_and_logits + positions_and_bias + sizes.prompt * position) + chosen,
+        operations=2 * sizes.batch * products,
+    )
+
+
+def _denoiser_weights(g: LanguageGeometry, numbers: Numbers) -> int:
+    """Linear layers, norms and head; the embedding table is read by row, outside."""
+    layers = (layer for number in range(g.layers) for layer in _layer(g, number))
+    norms = _FLOAT * (2 * g.layers + 1) * g.hidden_size
+    return _bytes_of(layers, numbers) + norms + g.vocab_rows * g.hidden_size * numbers.width
+
+
+def _layer(g: LanguageGeometry, number: int) -> tuple[_Linear, ...]:
+    """Keys and values first."""
+    name, wide, inner = f"model.layers.{number}", g.hidden_size, g.intermediate_size
+    queries, shared = g.heads * g.head_size, g.kv_heads * g.head_size
+    return (
+        _Linear(f"{name}.self_attn.k_proj", wide, shared),
+        _Linear(f"{name}.self_attn.v_proj", wide, shared),
+        _Linear(f"{name}.self_attn.q_proj", wide, queries),
+        _Linear(f"{name}.self_attn.o_proj", queries, wide),
+        _Linear(f"{name}.mlp.gate_proj", wide, inner),
+        _Linear(f"{name}.mlp.up_proj", wide, inner),
+        _Linear(f"{name}.mlp.down_proj", inner, wide),
+    )
+
+
+def _tower(g: VisionGeometry) -> Iterable[_Linear]:
+    d, inner = g.hidden_size, g.intermediate_size
+    for number in range(g.layers):
+        name = f"{_TOWER}.{number}"
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            yield _Linear(f"{name}.self_attn.{part}", d, d, bias=True)
+        yield _Linear(f"{name}.mlp.fc1", d, inner, bias=True)
+        yield _Linear(f"{name}.mlp.fc2", inner, d, bias=True)
+
+
+def _tower_floats(g: VisionGeometry) -> int:
+    """Weights that are float32 always: patches, positions and norms."""
+    return g.hidden_size * (3 * g.patch_size**2 + 1 + g.tokens + 4 * g.layers)
+
+
+def _connector(vision: VisionGeometry, language: LanguageGeometry) -> Iterable[_Linear]:
+    yield _Linear("model.mm_projector.0", vision.hidden_size, language.hidden_size, bias=True)
+    yield _Linear("model.mm_projector.2", language.hidden_size, language.hidden_size, bias=True)
