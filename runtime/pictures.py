@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from time import perf_counter
 from typing import Protocol
 
 import numpy as np
@@ -45,10 +46,6 @@ class Prepared(Protocol):
     """A picture, frame or video that is not yet encoded."""
 
     @property
-    def plan(self) -> merge.MergePlan:
-        """How the features of its crops become rows."""
-
-    @property
     def tiles(self) -> int:
         """Crops."""
 
@@ -60,8 +57,8 @@ class Prepared(Protocol):
     def digest(self) -> bytes | None:
         """Equal for equal crops that are merged alike; None where that cannot be known."""
 
-    def features(self, encoder: VisionEncoder) -> tuple[Floats, dict[str, float]]:
-        """Features `[T, N, D]` float32 of its crops, and milliseconds per stage."""
+    def encode(self, encoder: VisionEncoder) -> tuple[Floats, dict[str, float]]:
+        """Rows of the prompt `[n, D]` float32, and milliseconds per stage."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,7 @@ class CutPicture:
 
     Attributes:
         crops: uint8 `[T, S, S, 3]`.
+        plan: how their features become rows.
     """
 
     crops: Pixels
@@ -83,9 +81,12 @@ class CutPicture:
     def rows(self) -> int:
         return len(self.plan)
 
-    def features(self, encoder: VisionEncoder) -> tuple[Floats, dict[str, float]]:
+    def encode(self, encoder: VisionEncoder) -> tuple[Floats, dict[str, float]]:
         """See `Prepared`."""
-        return encoder.encode(self.crops)
+        features, spent = encoder.encode(self.crops)
+        began = perf_counter()
+        rows = merge.apply(self.plan, features, encoder.newline)
+        return rows, {**spent, "merge": (perf_counter() - began) * 1e3}
 
     @cached_property
     def digest(self) -> bytes:
@@ -242,9 +243,7 @@ class PictureReader:
         for picture, digest in zip(pictures, digests, strict=True):
             rows = shared.get(digest, kept[digest]) if digest is not None else None
             if rows is None:
-                features = self.encode(picture, self._times, clock)
-                with clock.stage("merge"):
-                    rows = merge.apply(picture.plan, features, self.encoder.newline)
+                rows = self.encode(picture, self._times, clock)
                 if digest is not None:
                     self._cache.put(digest, rows)
             if digest is not None:
@@ -253,9 +252,9 @@ class PictureReader:
         return out, known
 
     def encode(self, picture: Prepared, times: PassTimes, clock: Clock | None = None) -> Floats:
-        """Features `[T, N, D]` float32 of a picture's crops; how long it took goes to `times` and `clock`."""
-        features, spent = picture.features(self.encoder)
+        """Rows `[n, D]` float32 of a picture; how long it took goes to `times` and `clock`."""
+        rows, spent = picture.encode(self.encoder)
         times.add(vision_key(picture.tiles), sum(spent.values()))
         if clock is not None:
             clock.add(spent)
-        return features
+        return rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -44,25 +44,20 @@ class VisionEncoder:
     def encode(self, crops: Pixels) -> tuple[Floats, dict[str, float]]:
         """Features `[T, N, D]` float32 of crops uint8 `[T, S, S, 3]`, and milliseconds per stage."""
         side = self.geometry.image_size
-
-        def encode(part: slice, out: Floats) -> dict[str, float]:
-            pixels = np.empty((len(out), 3, side, side), np.float32)
-            pixel_values(crops[part], pixels, mean=self.preprocessing.mean, std=self.preprocessing.std)
-            return self._encoder.encode(pixels, out)
-
-        return self.encode_buckets(len(crops), encode)
-
-    def encode_buckets(
-        self, crops: int, encode: Callable[[slice, Floats], dict[str, float]]
-    ) -> tuple[Floats, dict[str, float]]:
-        """Has `encode` write the features of a bucket of crops at a time; returns what `encode` does."""
-        features = np.empty((crops, self.geometry.tokens, self._width), np.float32)
+        features = np.empty((len(crops), self.geometry.tokens, self._width), np.float32)
         spent: dict[str, float] = {}
+        for part in self.buckets(len(crops)):
+            pixels = np.empty((part.stop - part.start, 3, side, side), np.float32)
+            pixel_values(crops[part], pixels, mean=self.preprocessing.mean, std=self.preprocessing.std)
+            for name, ms in self._encoder.encode(pixels, features[part]).items():
+                spent[name] = spent.get(name, 0.0) + ms
+        return features, spent
+
+    def buckets(self, crops: int) -> Iterator[slice]:
+        """Crops by the buckets that they are computed in."""
         start = 0
         while start < crops:
             # Buckets start at 1, so taking the largest that fits leaves nothing to pad.
-            part = slice(start, start + max(size for size in self._tiles if size <= crops - start))
-            for name, ms in encode(part, features[part]).items():
-                spent[name] = spent.get(name, 0.0) + ms
-            start = part.stop
-        return features, spent
+            stop = start + max(size for size in self._tiles if size <= crops - start)
+            yield slice(start, stop)
+            start = stop

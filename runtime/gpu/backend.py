@@ -103,7 +103,8 @@ class GpuBackend:
 
             vision = self._bundle.manifest.geometry.vision
             assert vision is not None
-            self._frames = FrameReader(self._device, self.tile_encoder(), vision.side)
+            file = self._bundle.file(self._bundle.manifest.tables["image_newline"].file)
+            self._frames = FrameReader(self._device, self.tile_encoder(), vision.side, np.fromfile(file, "<f4"))
         return self._frames
 
 
@@ -135,43 +136,48 @@ class GpuTileEncoder:
     def encode(self, pixels: Floats, out: Floats) -> dict[str, float]:
         """See `TileEncoder`."""
         self._device.upload(self._memory.addresses["pixel_values"], pixels)
-        return self._encode(pixels.shape, out)
+        self._enqueue(len(pixels))
+        self._device.download(out, self._memory.addresses["image_features"])
+        self._device.synchronize()
+        return self._spent()
 
-    def encode_there(self, crops: Address, part: slice, out: Floats) -> dict[str, float]:
-        """As `encode`, with pixel values that are on the device.
+    def encode_there(self, crops: Address, part: slice, features: Address) -> dict[str, float]:
+        """As `encode`, from and to the device.
 
         Args:
             crops: of `[T, 3, S, S]` float32.
             part: one bucket of them.
-            out: see `encode`.
+            features: of `[T, N, D]` float32, whose part is written.
         """
-        at, shape = self._memory.addresses["pixel_values"], self._memory.region("pixel_values").shape[1:]
-        size = 4 * math.prod(shape)
-        self._device.copy(at, crops + part.start * size, (part.stop - part.start) * size)
-        return self._encode((part.stop - part.start, *shape), out)
-
-    def _encode(self, pixels: tuple[int, ...], out: Floats) -> dict[str, float]:
+        count, sizes = part.stop - part.start, {}
+        for name in ("pixel_values", "image_features"):
+            sizes[name] = 4 * math.prod(self._memory.region(name).shape[1:])
         at, device = self._memory.addresses, self._device
-        tiles = len(out)
+        device.copy(at["pixel_values"], crops + part.start * sizes["pixel_values"], count * sizes["pixel_values"])
+        self._enqueue(count)
+        target = features + part.start * sizes["image_features"]
+        device.copy(target, at["image_features"], count * sizes["image_features"])
+        device.synchronize()
+        return self._spent()
+
+    def _enqueue(self, tiles: int) -> None:
+        """Puts both graphs on the stream, with points around them."""
         if tiles not in self._passes:
-            self._passes[tiles] = self._bind(pixels, out.shape)
+            self._passes[tiles] = self._bind(tiles)
         self._points[0].record()
         for replayed, point in zip(self._passes[tiles].values(), self._points[1:], strict=True):
             replayed.run()
             point.record()
-        device.download(out, at["image_features"])
-        device.synchronize()
-        return {
-            name: self._points[number + 1].ms_since(self._points[number]) for number, name in enumerate(self._graphs)
-        }
 
-    def _bind(self, pixels: tuple[int, ...], out: tuple[int, ...]) -> dict[str, Replayed]:
+    def _spent(self) -> dict[str, float]:
+        pairs = zip(self._graphs, self._points, self._points[1:], strict=False)
+        return {name: after.ms_since(before) for name, before, after in pairs}
+
+    def _bind(self, tiles: int) -> dict[str, Replayed]:
         at = self._memory.addresses
-        hidden = self._memory.region("vision_features").shape
         tensors = {
-            "pixel_values": Tensor(at["pixel_values"], pixels),
-            "vision_features": Tensor(at["vision_features"], (out[0], *hidden[1:])),
-            "image_features": Tensor(at["image_features"], out),
+            name: Tensor(at[name], (tiles, *self._memory.region(name).shape[1:]))
+            for name in ("pixel_values", "vision_features", "image_features")
         }
         encoder = self._graphs["vision_encoder"].bind(
             {name: tensors[name] for name in ("pixel_values", "vision_features")},
