@@ -84,10 +84,7 @@ class WeightStream:
             with np.errstate(over="ignore"):
                 narrow = wide.astype(kind)
             if not finite(narrow):
-                raise ExportError(
-                    f"tensor {source} reaches {np.abs(wide).max():.4g}, which does not fit {dtype}",
-                    cure="export with --dtype bf16 or --dtype fp32",
-                )
+                raise _does_not_fit(source, wide, dtype)
             yield narrow
 
     def row(self, source: str, index: int, dtype: TensorType) -> np.ndarray:
@@ -121,18 +118,33 @@ class WeightStream:
         deque(blocks, maxlen=0)  # to the end of the tensor, for its fingerprint
 
     def _quantized(self, codes: Weight, scales: Weight) -> tuple[np.ndarray, np.ndarray]:
-        """Codes and scales of a tensor as they lie in the file."""
+        """Codes and scales of a tensor as they lie in the file.
+
+        Raises:
+            ExportError: a scale does not fit its type.
+        """
         assert codes.form is not None
         integers = np.empty(codes.shape, np.int8)
         steps = np.empty(scales.shape, NUMPY_TYPES[scales.dtype])
         integer_rows, step_rows, done = _by_row(codes, integers), _by_row(scales, steps), 0
         for block in self.blocks(codes.source, codes.stop):
-            found = round_to_nearest(block.astype(np.float32), codes.form, steps.dtype)
+            wide = block.astype(np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):
+                found = round_to_nearest(wide, codes.form, steps.dtype)
+            if not finite(found.scales):
+                raise _does_not_fit(codes.source, wide, scales.dtype)
             end = done + len(block)
             integer_rows[done:end] = found.codes
             step_rows[done:end] = found.scales.reshape(len(block), *step_rows.shape[1:])
             done = end
         return packed(integers) if codes.dtype == "int4" else integers, steps
+
+
+def _does_not_fit(source: str, values: np.ndarray, dtype: StoredType) -> ExportError:
+    return ExportError(
+        f"tensor {source} reaches {np.abs(values).max():.4g}, which does not fit {dtype}",
+        cure="export with --dtype bf16 or --dtype fp32",
+    )
 
 
 class _Rows:

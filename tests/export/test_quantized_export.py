@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from lladav.bundle import Bundle
 from lladav.calib import CalibrationConfig, calibrate
 from lladav.cli.app import app
-from lladav.errors import CalibrationError, CheckpointError, OptionError, VerificationError
+from lladav.errors import CalibrationError, CheckpointError, ExportError, OptionError, VerificationError
 from lladav.export import ExportConfig, export
 from lladav.export.coverage import linear_layers
 from lladav.export.quantize import dequantized
@@ -202,6 +202,16 @@ def test_weight_that_is_no_number_is_named(tmp_path: Path) -> None:
             write_tiny_checkpoint(tmp_path / "c", edit=edit), tmp_path / "b", ExportConfig(quantize="w8", verify=False)
         )
     assert not (tmp_path / "b").exists()
+
+
+def test_scale_beyond_float16_is_named(tmp_path: Path) -> None:
+    def edit(tensors: Tensors, _: dict[str, Any]) -> None:
+        tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = 1e7
+
+    checkpoint = write_tiny_checkpoint(tmp_path / "c", edit=edit)
+    with pytest.raises(ExportError, match=r"layers\.1\.mlp\.down_proj\.weight reaches 1e\+07"):
+        export(checkpoint, tmp_path / "b", ExportConfig(dtype="fp16", quantize="w8", verify=False))
+    export(checkpoint, tmp_path / "wide", ExportConfig(dtype="bf16", quantize="w8", verify=False))
 
 
 def test_statistics_of_another_checkpoint_are_refused(exports: Exports, tmp_path: Path) -> None:
