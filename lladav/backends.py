@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from lladav.bundle import Bundle
 from lladav.errors import LladavError, OptionError
+from lladav.machine import examine
 from lladav.memory_plan import Sizes, default_canvas, most_tiles
 from lladav.records import Library
 from lladav.runtime.backend import Backend, CpuBackend
@@ -108,8 +109,10 @@ def choose(bundle: Bundle, name: BackendName | Literal["auto"], limits: Limits, 
         return Choice(_open(name, bundle, _open_device(), sizes))
     try:
         device = _open_device()
-    except LladavError:
-        return Choice(CpuBackend(bundle, threads))
+    except LladavError as error:
+        machine = examine()
+        there = bool(machine.gpus or machine.l4t)
+        return Choice(CpuBackend(bundle, threads), {"its backend": str(error)} if there else {})
     passed_over: dict[str, str] = {}
     for candidate in NAMES:
         if candidate != "cpu":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,6 +52,16 @@ def test_auto_without_a_gpu_is_the_cpu_and_says_nothing(bundle: Bundle, monkeypa
     tried = machine(monkeypatch, gpu=False)
     choice = choose(bundle, "auto", Limits())
     assert (choice.backend.name, choice.passed_over, tried) == ("cpu", {}, [])
+
+
+def test_gpu_that_cannot_be_opened_is_not_passed_over_silently(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as where the kernels were not built."""
+    machine(monkeypatch, gpu=False)
+    found = SimpleNamespace(gpus=("a GPU",), l4t="")
+    monkeypatch.setattr(backends, "examine", lambda: found)
+    choice = choose(bundle, "auto", Limits())
+    assert choice.backend.name == "cpu"
+    assert "there is no driver" in choice.passed_over["its backend"]
 
 
 def test_auto_takes_the_best_that_loads(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
