@@ -1,7 +1,6 @@
 """Calibration inputs as other tools exchange them: `.npz` files of arrays by name of the graph's input.
 
-One file is one batch. That is what ModelOpt reads from a folder of batches and, where there is one
-batch or the only dimension that grows is the first, from a single file.
+One file is one batch, which ModelOpt and Polygraphy take as it is (docs/calibration.md).
 """
 
 from __future__ import annotations
