@@ -31,8 +31,8 @@ EXPORTED: dict[EnginePrecision, str] = {
 
 # Measured with TensorRT-RTX 1.7.1 at the real width: memory of the process, beside the mapped
 # weights, per byte of weights.
-_MEMORY_PER_WEIGHT_STREAMED = 1.75
-_MEMORY_PER_WEIGHT_WHOLE = 2.05
+MEMORY_PER_WEIGHT_STREAMED = 1.75
+MEMORY_PER_WEIGHT_WHOLE = 2.05
 
 
 def build(
@@ -148,7 +148,7 @@ def _check_room(bundle: Bundle, trt: Any) -> None:
     sizes = {entry.path: entry.bytes for entry in bundle.manifest.files}
     weights = [sizes[bundle.manifest.graphs[name].weights] for name in graph_profiles(bundle.manifest)]
     streams = hasattr(trt.Builder, "build_serialized_network_to_stream")
-    needed = max(weights) * (_MEMORY_PER_WEIGHT_STREAMED if streams else _MEMORY_PER_WEIGHT_WHOLE)
+    needed = max(weights) * (MEMORY_PER_WEIGHT_STREAMED if streams else MEMORY_PER_WEIGHT_WHOLE)
     memory = examine().memory
     if memory is not None and memory.available + memory.swap < needed:
         raise EngineError(
