@@ -18,7 +18,7 @@ from lladav.engines.target import EnginePrecision, Target, load_target
 from lladav.errors import EngineError
 from lladav.machine import examine
 from lladav.manifest import FileEntry
-from lladav.records import FOLDER, EngineRecord, engine_precision
+from lladav.records import FOLDER, BuiltPrecision, EngineRecord, engine_precision
 
 TIMING_CACHE = "timing.cache"
 EXPORTED: dict[EnginePrecision, str] = {
@@ -33,6 +33,8 @@ EXPORTED: dict[EnginePrecision, str] = {
 # weights, per byte of weights.
 MEMORY_PER_WEIGHT_STREAMED = 1.75
 MEMORY_PER_WEIGHT_WHOLE = 2.05
+# More for int4, which the builder unpacks.
+_MEMORY_OF_INT4 = 0.75
 
 
 def build(
@@ -143,12 +145,23 @@ def check_builder(trt: Any, target: Target, here: Here) -> None:
         )
 
 
+def memory_per_weight(precision: BuiltPrecision, *, streams: bool) -> float:
+    """Bytes that a build takes beside the mapped weights, per byte of the largest graph's.
+
+    Args:
+        precision: of the engines.
+        streams: whether the library writes a plan piece by piece.
+    """
+    share = MEMORY_PER_WEIGHT_STREAMED if streams else MEMORY_PER_WEIGHT_WHOLE
+    return share + (_MEMORY_OF_INT4 if precision == "int4" else 0)
+
+
 def _check_room(bundle: Bundle, trt: Any) -> None:
     """Memory for the largest graph, and space on the disk for all plans."""
     sizes = {entry.path: entry.bytes for entry in bundle.manifest.files}
     weights = [sizes[bundle.manifest.graphs[name].weights] for name in graph_profiles(bundle.manifest)]
     streams = hasattr(trt.Builder, "build_serialized_network_to_stream")
-    needed = max(weights) * (MEMORY_PER_WEIGHT_STREAMED if streams else MEMORY_PER_WEIGHT_WHOLE)
+    needed = max(weights) * memory_per_weight(engine_precision(bundle.manifest), streams=streams)
     memory = examine().memory
     if memory is not None and memory.available + memory.swap < needed:
         raise EngineError(

@@ -17,11 +17,10 @@ from benchmarks.export_full_size import anonymous_bytes
 from lladav.bundle import Bundle
 from lladav.costs import Numbers, weight_bytes
 from lladav.engines import read_records
+from lladav.engines.builder import memory_per_weight
 from lladav.machine import examine
 from lladav.manifest import INT4_BLOCK, Quantization, QuantizedForm
 
-# Of the process, per byte of the denoiser's weights, and beside the weights, which are mapped (docs/decisions.md).
-MEMORY_PER_WEIGHT = 1.75
 MOST_TO_EXPORT = 4e9
 
 
@@ -46,10 +45,11 @@ def layers_that_fit(form: QuantizedForm | None) -> int:
     """As many of the language model's layers as this machine's free memory builds in fp16 with these integers."""
     memory = examine().memory
     assert memory is not None
+    share = memory_per_weight("int4" if form == "w4" else "int8" if form else "fp16", streams=True)
     integers = Quantization(form=form, block=INT4_BLOCK) if form else None
     for layers in range(make_full_size.LAYERS, 0, -1):
         weights = weight_bytes(make_full_size.real_geometry(layers, 1), Numbers("fp16", integers))["denoiser"]
-        if weights * MEMORY_PER_WEIGHT < memory.available:
+        if weights * share < memory.available:
             return layers
     pytest.skip(f"{memory.available / 1e9:.1f} GB of free memory build no layer")
 

@@ -16,6 +16,7 @@ from lladav.engines.builder import check_head, check_precision
 from lladav.engines.target import EnginePrecision
 from lladav.errors import EngineError
 from lladav.export import ExportConfig, export
+from lladav.machine import Machine, Memory
 from lladav.manifest import QuantizedForm
 
 DEMO = Path(__file__).resolve().parents[2] / "benchmarks" / "demo_checkpoint" / "checkpoint"
@@ -106,6 +107,16 @@ def test_target_without_integers_refuses(demo_in: MakeBundle) -> None:
     with pytest.raises(EngineError, match="takes fp16, int8, not int4") as caught:
         check_precision(bundle, without)
     assert "--dtype fp16" in caught.value.cure
+
+
+@pytest.mark.usefixtures("rtx")
+def test_int4_is_unpacked_while_it_is_built(demo_in: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = demo_in("w4")
+    weights = max(e.bytes for e in Bundle.open(bundle).manifest.files if e.path.endswith(".weights"))
+    short = Machine("", "", 1, (), Memory(10 * weights, 2 * weights, 0, 0, 0), "", (), "", "", "")
+    monkeypatch.setattr("lladav.engines.builder.examine", lambda: short)
+    with pytest.raises(EngineError, match="GB of swap are free"):
+        build(bundle, "rtx-40")
 
 
 def test_whole_head_is_refused_where_it_may_not_build(demo_in: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
