@@ -21,6 +21,9 @@ def build(
         str | None,
         typer.Option(metavar="fp16|bf16|int8|int4", help="Refuse a bundle in another; by default its own is taken."),
     ] = None,
+    reproduce: Annotated[
+        bool, typer.Option("--reproduce", help="Build nothing; print the lines with which NVIDIA's own tools do it.")
+    ] = False,
 ) -> None:
     """Compile a bundle's graphs to engines for a GPU, into the bundle."""
     from lladav.engines import Progress, load_target
@@ -32,6 +35,9 @@ def build(
     asked = next((name for name in known if name == precision), None)
     if precision is not None and asked is None:
         raise OptionError(f"--precision {precision!r} is none", cure=f"choose one of {', '.join(known)}")
+    if reproduce:
+        _print_lines(bundle, target)
+        return
     began = perf_counter()
     with screen.stage_bars(screen.stderr(), percent=True) as bars:
         made = build_engines(bundle, target, precision=asked, progress=Progress(bars.start, bars.advance))
@@ -46,3 +52,12 @@ def build(
         soft_wrap=True,
     )
     out.print(f"next: lladav plan {bundle} --target {target}", soft_wrap=True)
+
+
+def _print_lines(bundle: Path, target: str) -> None:
+    """One command per line, for a shell; what each does is a comment before it."""
+    from lladav.engines import load_target
+    from lladav.engines.reproduce import reproduce
+
+    for line in reproduce(Bundle.open(bundle), load_target(target)):
+        print(f"# {line.purpose}\n{line.command}")

@@ -101,3 +101,12 @@ def test_plan_prints_json(half: Path) -> None:
 )
 def test_plan_refuses(half: Path, options: tuple[str, ...], said: str) -> None:
     assert said in call("plan", str(half), "--target", "thor", *options, expect=2)[1]
+
+
+def test_lines_that_reproduce_a_build_are_for_a_shell(half: Path) -> None:
+    out, err = call("build", str(half), "--target", "orin-nx-16", "--reproduce")
+    comments, commands = out.splitlines()[::2], out.splitlines()[1::2]
+    assert not err
+    assert all(line.startswith("# ") for line in comments)
+    assert {line.split()[0] for line in commands} == {"polygraphy", "trtexec"}
+    assert not (half / "engines" / "orin-nx-16").exists()
