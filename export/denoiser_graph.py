@@ -11,6 +11,7 @@ joined: one for engine builders and one for ONNX Runtime on the CPU.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -63,11 +64,13 @@ def denoiser_cpu(g: LanguageGeometry, form: GraphForm, joint: GraphBuilder) -> G
 
     Past keys and values are read where they lie. Of the window's own only the first are
     returned: `keep` `[1]` int64 says how many, so that a refresh writes the prompt's straight to
-    where the next steps read them; `present.N.{key,value}` are `[B, H_kv, keep, Dh]`. They are
-    float32, because that is what ONNX Runtime multiplies on the CPU: from float16 it would widen
-    all of them in every step.
+    where the next steps read them; `present.N.{key,value}` are `[B, H_kv, keep, Dh]`.
+
+    All of it computes in float32, because that is what ONNX Runtime multiplies on the CPU: keys and
+    values in float16 it would widen in every step. Weights and scales in float16 it widens once,
+    when it loads the graph.
     """
-    b = GraphBuilder("denoiser_cpu", form, weights_of=joint)
+    b = GraphBuilder("denoiser_cpu", replace(form, compute="float32", input_codes="uint8"), weights_of=joint)
     inputs = _inputs(b, g, "float32")
     count = b.input("keep", "int64", (1,))
 

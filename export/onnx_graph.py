@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from lladav.export.graph_form import GraphForm, LinearForm
+from lladav.export.graph_form import INPUT_ZEROS, GraphForm, LinearForm
 from lladav.export.quantize import LEVELS, scales_for
 from lladav.export.stored_weight import ELEMENT_TYPES, StoredType, Weight
 from lladav.manifest import GraphSpec, TensorSpec, TensorType
@@ -29,7 +29,7 @@ OPSET_INT4, IR_VERSION_INT4 = 21, 10
 # Weights start on pages, so that a runtime may map them instead of copying.
 ALIGNMENT = 4096
 
-_CONSTANTS: dict[StoredType, type[np.generic]] = {"int64": np.int64, "int8": np.int8}
+_CONSTANTS: dict[StoredType, type[np.generic]] = {"int64": np.int64, "int8": np.int8, "uint8": np.uint8}
 
 
 class GraphBuilder:
@@ -133,7 +133,7 @@ class GraphBuilder:
             self._constants[key] = tensor
         return self._constants[key].name
 
-    def cast(self, value: str, dtype: TensorType, since: TensorType) -> str:
+    def cast(self, value: str, dtype: TensorType, since: StoredType) -> str:
         """Casts from `since` to `dtype`; adds nothing where they are equal."""
         return value if dtype == since else self.op("Cast", value, to=ELEMENT_TYPES[dtype])
 
@@ -161,8 +161,9 @@ class GraphBuilder:
         """
         name = f"{source}{part}"
         if self._lender is not None:
-            self.weights.append(self._lent[name])
-            return name
+            lent = self._lent[name]
+            self.weights.append(lent)
+            return name if dtype is not None else self.cast(name, self.compute, lent.dtype)
         end = self.weights[-1].offset + self.weights[-1].bytes if self.weights else 0
         stored = tuple(reversed(shape)) if transposed else tuple(shape)
         offset = -(-end // ALIGNMENT) * ALIGNMENT
@@ -211,7 +212,8 @@ class GraphBuilder:
         if (x, largest) not in self._quantized:
             _, highest = LEVELS["int8"]
             step = scales_for(largest / highest, helper.tensor_dtype_to_np_dtype(ELEMENT_TYPES[self.compute]))
-            scale, zero = self.constant(step.astype(np.float32), self.compute), self.constant(0, "int8")
+            scale = self.constant(step.astype(np.float32), self.compute)
+            zero = self.constant(INPUT_ZEROS[self.form.input_codes], self.form.input_codes)
             codes = self.op("QuantizeLinear", x, scale, zero, name="int8")
             self._quantized[x, largest] = self.op("DequantizeLinear", codes, scale, zero, name="rounded")
         return self._quantized[x, largest]

@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from lladav.export.graph_form import LinearForm
 
-StoredType = Literal["float32", "float16", "bfloat16", "int64", "int8", "int4"]
+StoredType = Literal["float32", "float16", "bfloat16", "int64", "int8", "uint8", "int4"]
 """Of weights and constants: those of a graph's inputs and outputs, and integers that stand for weights."""
 
 ELEMENT_TYPES: dict[StoredType, int] = {
@@ -19,6 +19,7 @@ ELEMENT_TYPES: dict[StoredType, int] = {
     "bfloat16": TensorProto.BFLOAT16,
     "int64": TensorProto.INT64,
     "int8": TensorProto.INT8,
+    "uint8": TensorProto.UINT8,
     "int4": TensorProto.INT4,
 }
 ELEMENT_BITS: dict[StoredType, int] = {
@@ -27,6 +28,7 @@ ELEMENT_BITS: dict[StoredType, int] = {
     "bfloat16": 16,
     "int64": 64,
     "int8": 8,
+    "uint8": 8,
     "int4": 4,
 }
 

@@ -16,6 +16,13 @@ NUMPY_TYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
 # float16 and bfloat16 hold it exactly.
 PADDED = -30000.0
 
+# What ONNX Runtime makes of integers when it loads a graph (docs/quantization.md).
+_INTEGERS = {
+    # Weights without integer inputs are multiplied in blocks, in which inputs are rounded to 8 bits. With a
+    # scale per 32 of them, as is the default, a product takes a fifth longer.
+    "session.qdq_matmulnbits_block_size": "128",
+}
+
 
 def open_session(bundle: Bundle, graph: str, threads: int | None, profile: Path | None = None) -> Any:
     """An ONNX Runtime session of one of the bundle's graphs.
@@ -38,25 +45,41 @@ def open_session(bundle: Bundle, graph: str, threads: int | None, profile: Path 
         import onnxruntime as ort
     except ImportError as error:
         raise BackendError(f"onnxruntime cannot be imported: {error}", cure="pip install onnxruntime") from error
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    # With a pattern, the values of every shape that a session meets lie in one block as large as
-    # all of them; without, the arena hands freed memory on, at the same speed (docs/decisions.md).
-    options.enable_mem_pattern = False
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    if profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile)
     path = bundle.file(bundle.manifest.graphs[graph].file)
     try:
         with span(f"load {graph}"):
-            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(
+                str(path), session_options(threads, profile), providers=["CPUExecutionProvider"]
+            )
     except Exception as error:  # ONNX Runtime raises its own family of types
         raise BackendError(
             f"ONNX Runtime {ort.__version__} cannot load {path.name}: {error}",
             cure="run `lladav inspect BUNDLE --checksums` to see whether the bundle is whole",
         ) from error
+
+
+def session_options(threads: int | None, profile: Path | None = None) -> Any:
+    """How ONNX Runtime loads and runs our graphs on the CPU.
+
+    Args:
+        threads: of one operator; None is one per physical core.
+        profile: see `open_session`.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # With a pattern, the values of every shape that a session meets lie in one block as large as
+    # all of them; without, the arena hands freed memory on, at the same speed (docs/decisions.md).
+    options.enable_mem_pattern = False
+    for key, value in _INTEGERS.items():
+        options.add_session_config_entry(key, value)
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    return options
 
 
 class BoundPass:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from tiny import Tensors, write_tiny_checkpoint
 from typer.testing import CliRunner
 
@@ -23,6 +24,7 @@ from lladav.export.quantize import dequantized
 from lladav.export.stored_integers import StoredIntegers
 from lladav.manifest import Precision, Quantization, QuantizedForm
 from lladav.runtime import GenerationConfig, Pipeline
+from lladav.runtime.sessions import session_options
 from lladav.statistics import Statistics
 
 FORMS: tuple[QuantizedForm, ...] = ("w8", "w4", "w8a8")
@@ -153,6 +155,38 @@ def test_integers_are_near_the_weights(exports: Exports, form: QuantizedForm) ->
             levels = 254 if rows.scales.shape[1] == 1 and form != "w4" else 14
             error = np.abs(dequantized(rows) - weights).max(axis=1)
             assert (error <= np.abs(weights).max(axis=1) / levels * 1.01).all(), linear
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("form", "operator"), [("w8", "MatMulNBits"), ("w4", "MatMulNBits"), ("w8a8", "MatMulIntegerToFloat")]
+)
+def test_onnx_runtime_multiplies_integers(
+    exports: Exports, tmp_path: Path, form: QuantizedForm, operator: str, precision: Precision
+) -> None:
+    """Every linear layer, without turning numbers into others on the way in any pass."""
+    bundle = exports(form, precision)
+    options = session_options(threads=1)
+    options.optimized_model_filepath = str(tmp_path / "rewritten.onnx")
+    ort.InferenceSession(str(bundle.file("denoiser_cpu.onnx")), options, providers=["CPUExecutionProvider"])
+    rewritten = onnx.load(options.optimized_model_filepath, load_external_data=False)
+    kinds = [node.op_type for node in rewritten.graph.node]
+    layers = [name for name in linear_layers(bundle.manifest.geometry) if name.startswith(LANGUAGE)]
+    assert kinds.count(operator) == len(layers)
+    assert "DequantizeLinear" not in kinds
+    assert kinds.count("Cast") == 1  # of position ids
+
+
+def test_inputs_are_rounded_alike_for_engines_and_the_cpu(exports: Exports) -> None:
+    """To unsigned integers for the CPU, whose 0 is in the middle."""
+    zeros = {}
+    for graph in ("denoiser", "denoiser_cpu"):
+        model = load(exports("w8a8"), graph)
+        inside = [tensor for tensor in model.graph.initializer if not tensor.external_data]
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in inside}
+        rounded = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+        zeros[graph] = {(constants[node.input[2]].dtype.name, int(constants[node.input[2]])) for node in rounded}
+    assert zeros == {"denoiser": {("int8", 0)}, "denoiser_cpu": {("uint8", 128)}}
 
 
 @pytest.mark.parametrize("form", FORMS)
