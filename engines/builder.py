@@ -11,7 +11,7 @@ from lladav.engines.compile import Order, compile_plan
 from lladav.engines.here import Here, describe
 from lladav.engines.library import builds_ahead, known_capabilities, load_library
 from lladav.engines.plan_file import sole_writer, staged_file
-from lladav.engines.prediction import unsplit_head
+from lladav.engines.prediction import head_bytes, unsplit_head
 from lladav.engines.profiles import graph_profiles
 from lladav.engines.progress import PERCENT, Progress
 from lladav.engines.target import EnginePrecision, Target, load_target
@@ -162,6 +162,8 @@ def _check_room(bundle: Bundle, trt: Any) -> None:
     weights = [sizes[bundle.manifest.graphs[name].weights] for name in graph_profiles(bundle.manifest)]
     streams = hasattr(trt.Builder, "build_serialized_network_to_stream")
     needed = max(weights) * memory_per_weight(engine_precision(bundle.manifest), streams=streams)
+    if bundle.manifest.head_parts > 1:  # which the builder was seen to hold once more
+        needed += head_bytes(bundle.manifest)
     memory = examine().memory
     if memory is not None and memory.available + memory.swap < needed:
         raise EngineError(

@@ -171,10 +171,15 @@ def implications(target: Target, manifest: Manifest) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def head_bytes(manifest: Manifest) -> int:
+    """Of the weights of all parts of the head."""
+    g = manifest.geometry.language
+    return g.vocab_rows * g.hidden_size * BYTES[manifest.precision]
+
+
 def unsplit_head(target: Target, manifest: Manifest) -> str:
     """What is wrong with a head whose products are as large as one that failed to build; empty if nothing is."""
-    g = manifest.geometry.language
-    part = g.vocab_rows * g.hidden_size * BYTES[manifest.precision] // manifest.head_parts
+    part = head_bytes(manifest) // manifest.head_parts
     if not target.splits_head or part < FAILED_HEAD_BYTES:
         return ""
     return f"the head takes {part / 1e6:,.0f} MB in one product, which may not build: {target.sources['splits_head']}"
