@@ -15,6 +15,7 @@ from lladav.engines.target import EnginePrecision, load_target
 from lladav.errors import EngineError, OptionError
 from lladav.geometry import Geometry, LanguageGeometry
 from lladav.manifest import Buckets, Manifest, Precision, Quantization
+from lladav.memory_plan import IDS
 
 MakeBundle = Callable[[Precision], Path]
 
@@ -61,9 +62,10 @@ def test_memory_of_the_tiny_model(bundle_in: MakeBundle) -> None:
     assert needs.logits == 4 * 2 * 32 * rows
     # The refresh: 8 MiB, 160 positions of 16 x 32 + 4 x 48 bytes and 32 rows of logits, for two sequences.
     assert needs.activations == 8_388_608 + 2 * (160 * 704 + 32 * 2 * rows)
-    # The embedding table, rows of 32 floats for 160 + 32 positions of two sequences, and four crops: 3 x 56 x 56
-    # pixels, 16 rows of 24 and 16 of 32 floats; less than a tenth more are positions, bias and gaps.
-    large = 2 * 32 * rows + 4 * 32 * 192 * 2 + 4 * 4 * (3 * 56 * 56 + 16 * 24 + 16 * 32)
+    # The embedding table, rows of 32 floats for 160 + 32 positions of two sequences, four crops: 3 x 56 x 56
+    # pixels, 16 rows of 24 and 16 of 32 floats, and what templates allow; less than a tenth more are positions,
+    # bias and gaps.
+    large = 2 * 32 * rows + 4 * 32 * 192 * 2 + 4 * 4 * (3 * 56 * 56 + 16 * 24 + 16 * 32) + 4 * IDS
     assert large < needs.buffers < 1.1 * large
     assert needs.total == needs.weights + needs.activations + needs.prompt_kv + needs.logits + needs.buffers
 
