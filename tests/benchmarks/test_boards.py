@@ -36,7 +36,7 @@ def test_what_does_not_fit_has_no_time(bundle: Path) -> None:
     rows = [line.split(" | ") for line in boards.latencies(bundle)]
     of_nano = [row for row in rows if "Nano" in row[0]]
     assert of_nano
-    assert all(set(cell.strip(" |") for cell in row[3:]) == {"does not fit"} for row in of_nano)
+    assert all({cell.strip(" |") for cell in row[3:]} == {"does not fit"} for row in of_nano)
 
 
 def test_building_is_not_promised_beyond_the_memory(bundle: Path) -> None:
