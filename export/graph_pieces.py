@@ -130,6 +130,28 @@ class GraphPieces:
                 found[weight.name.partition(".weight")[0]] = LinearInput(value, weight.dims[0])
         return found
 
+    def linear_outputs(self) -> dict[str, str]:
+        """What linear layers give, by name of the weight in the graph, integers included.
+
+        These are the values of the model itself: with the bias, and after the headroom that a narrow
+        type asks for.
+        """
+        nodes = self._model.graph.node
+        makers = {node.output[0]: node for node in nodes}
+        users = {name: node for node in nodes for name in node.input}
+        found = {}
+        for node in nodes:
+            if node.op_type != "MatMul":
+                continue
+            weight, value = node.input[1], node.output[0]
+            while (maker := makers.get(weight)) and maker.op_type in ("Cast", "DequantizeLinear"):
+                weight = maker.input[0]
+            while (user := users.get(value)) and (user.op_type == "Cast" or user.name.endswith(("/enlarge", ".bias"))):
+                value = user.output[0]
+            if weight in self._initializers:
+                found[weight] = value
+        return found
+
     def piece(self, scope: str = "", shown: Collection[str] = ()) -> Piece:
         """The nodes of one scope.
 

@@ -1,0 +1,149 @@
+"""How far the linear layers of a quantised bundle are from those of another one, on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lladav.bundle import Bundle
+from lladav.errors import BundleError
+from lladav.export.coverage import linear_layers
+from lladav.export.graph_pieces import GraphPieces
+from lladav.export.progress import Progress
+from lladav.geometry import LanguageGeometry
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+Values = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """One linear layer.
+
+    Attributes:
+        graph: that computes it.
+        layer: its name in the checkpoint.
+        bits: of its weights in the quantised bundle; None where they are no integers.
+        error: root mean square of the difference of outputs, over that of the reference's outputs.
+    """
+
+    graph: str
+    layer: str
+    bits: int | None
+    error: float
+
+    @property
+    def kind(self) -> str:
+        """What it is in its block: `down_proj`, or `mm_projector.0` of the connector."""
+        parts = self.layer.split(".")
+        return ".".join(parts[-2:] if parts[-1].isdigit() else parts[-1:])
+
+
+def layer_errors(
+    reference: Bundle, quantised: Bundle, inputs: Mapping[str, Sequence[Values]], progress: Progress
+) -> list[LayerError]:
+    """Runs graphs block by block, each on what the reference gave to it, so that errors do not add up.
+
+    Of both bundles one block's weights are in memory at a time, and of the reference's values those
+    that go from block to block. Within a block a layer has the errors of those before it.
+
+    Args:
+        reference: what is right.
+        quantised: of the same checkpoint.
+        inputs: by name of a graph, inputs of some of its passes; float16 ones as float32. What
+            `vision_encoder` makes of them are the connector's.
+        progress: called with the blocks that are done.
+
+    Raises:
+        BundleError: graphs that are cut into different blocks.
+    """
+    passes = {name: list(values) for name, values in inputs.items()}
+    graphs = {name: (_graph(reference, name), _graph(quantised, name)) for name in passes}
+    if "vision_encoder" in graphs:
+        graphs["connector"] = (_graph(reference, "connector"), _graph(quantised, "connector"))
+    progress.start("layers", sum(len(ours.scopes) for ours, _ in graphs.values()))
+    sums: dict[tuple[str, str], _Sums] = {}
+    for name, (ours, theirs) in graphs.items():
+        if ours.scopes != theirs.scopes:
+            raise BundleError(
+                f"the graphs {name} of {reference.path} and {quantised.path} have different parts, so another lladav "
+                "exported the one than the other",
+                cure="export both again with this version",
+            )
+        errors, ends = _compare(ours, theirs, passes[name], progress)
+        sums |= {(name, layer): own for layer, own in errors.items()}
+        if name == "vision_encoder":
+            features = ours.results["vision_features"]
+            passes["connector"] = [{"vision_features": values[features]} for values in ends]
+    quantization, layers = quantised.manifest.quantization, linear_layers(reference.manifest.geometry)
+    found = []
+    for (name, layer), own in sums.items():
+        integers = quantization.integers(layer, layers[layer][1]) if quantization and layer in layers else None
+        found.append(LayerError(name, layer, integers.bits if integers else None, own.error))
+    return found
+
+
+def refresh_inputs(g: LanguageGeometry, prompt: Floats, canvas: Floats, masked: Array) -> Values:
+    """Inputs of `denoiser` for a window `[prompt | canvas]`, without padding, a past, or keys that are kept.
+
+    Args:
+        g: sizes.
+        prompt: `[P, D]` rows.
+        canvas: `[C, D]` rows.
+        masked: canvas positions whose logits are wanted.
+    """
+    rows = np.concatenate((prompt, canvas))[None]
+    empty = np.zeros((1, g.kv_heads, 0, g.head_size), np.float32)
+    return {
+        "inputs_embeds": rows,
+        "position_ids": np.arange(rows.shape[1])[None],
+        "attention_bias": np.zeros((1, 1, 1, rows.shape[1]), np.float32),
+        "rows": len(prompt) + masked,
+        "kept": np.arange(0),
+        **{f"past_key_values.{layer}.{part}": empty for layer in range(g.layers) for part in ("key", "value")},
+    }
+
+
+@dataclass
+class _Sums:
+    difference: float = 0.0
+    expected: float = 0.0
+
+    def add(self, got: Floats, expected: Floats) -> None:
+        self.difference += float(np.square(got - expected, dtype=np.float64).sum())
+        self.expected += float(np.square(expected, dtype=np.float64).sum())
+
+    @property
+    def error(self) -> float:
+        return float(np.sqrt(self.difference / self.expected)) if self.expected else 0.0
+
+
+def _graph(bundle: Bundle, name: str) -> GraphPieces:
+    return GraphPieces(bundle.file(bundle.manifest.graphs[name].file))
+
+
+def _compare(
+    ours: GraphPieces, theirs: GraphPieces, passes: Sequence[Values], progress: Progress
+) -> tuple[dict[str, _Sums], list[Values]]:
+    """Errors of one graph by layer, and the values that the reference's passes end with."""
+    values, sums = list(passes), dict[str, _Sums]()
+    expected_names, got_names = ours.linear_outputs(), theirs.linear_outputs()
+    inside = set(expected_names.values()) - set(ours.results.values())
+    for scope in ours.scopes:
+        right = ours.piece(scope, shown=expected_names.values())
+        other = theirs.piece(scope, shown=got_names.values())
+        for number, given in enumerate(values):
+            expected, got = right.run(given), other.run(given)
+            for weight, name in expected_names.items():
+                if name in expected:
+                    # Parts of a head are one layer: `lm_head.weight.1`.
+                    own = sums.setdefault(weight.partition(".weight")[0], _Sums())
+                    own.add(got[got_names[weight]], expected[name])
+            values[number] = given | {name: array for name, array in expected.items() if name not in inside}
+        progress.advance(1)
+    return sums, values
