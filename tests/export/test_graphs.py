@@ -96,8 +96,7 @@ def test_sensitive_parts_stay_in_float32(bundle: Bundle, name: str) -> None:
         if node.name.endswith("/residual"):
             assert kinds == {TensorProto.FLOAT}, node.name
         if node.op_type == "MatMul":
-            in_cache = name == "denoiser_cpu" and node.name.rpartition("/")[2] in {"scores", "mix"}
-            assert kinds == {TensorProto.FLOAT if in_cache else compute}, node.name
+            assert kinds == {TensorProto.FLOAT if name == "denoiser_cpu" else compute}, node.name
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
