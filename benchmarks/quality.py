@@ -20,6 +20,7 @@ from PIL import Image
 from benchmarks.demo_checkpoint import questions
 from benchmarks.demo_checkpoint.drawings import Style, Thing, load_style, load_things
 from benchmarks.demo_checkpoint.evaluate import paste
+from benchmarks.parity import replaced
 from benchmarks.repetition import repetition
 from lladav.runtime import Answer, GenerationConfig, Pipeline
 from lladav.runtime.presets import PRESETS
@@ -197,7 +198,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True, help="the demo checkpoint's, in fp32")
     parser.add_argument("--data", type=Path, required=True, help="the node_modules folder")
     parser.add_argument("--cache", type=Path, required=True, help="folder for rendered drawings")
-    parser.add_argument("--out", type=Path, required=True, help="Markdown file")
+    parser.add_argument("--out", type=Path, required=True, help="Markdown page whose section is replaced")
     parser.add_argument("--json", type=Path, help="the figures")
     parser.add_argument("--count", type=int, default=600, help="questions per style for the presets")
     parser.add_argument("--grid-count", type=int, default=200, help="questions per style for the grid")
@@ -217,7 +218,6 @@ def main() -> None:
     cases, fewer = (make_cases(styles, things, count) for count in (args.count, args.grid_count))
     of_presets, of_grid = run(presets(), cases), run(grid(), fewer)
     parts = [
-        "# Quality of presets",
         f"Written by `benchmarks/quality.py`: questions about held-out drawings (twemoji, openmoji), {len(cases)} for "
         f"the presets and {len(fewer)} for the grid, canvas of {pipe.bundle.manifest.generation.gen_length} tokens. "
         "Right is an exact match of the whole answer. The demo checkpoint is a toy; what holds for it need not hold "
@@ -231,7 +231,8 @@ def main() -> None:
         "## Refresh interval and selector",
         table(of_grid),
     ]
-    args.out.write_text("\n\n".join(parts) + "\n", "utf-8")
+    page = args.out.read_text("utf-8")
+    args.out.write_text(replaced(page, "presets", iter(["\n\n".join(parts)])), "utf-8")
     if args.json:
         figures = {name: asdict(measured) for name, measured in (of_presets | of_grid).items()}
         args.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
