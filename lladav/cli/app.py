@@ -14,6 +14,7 @@ from lladav.cli.export import export
 from lladav.cli.faults import guarded
 from lladav.cli.inspect import inspect
 from lladav.cli.plan import plan
+from lladav.cli.profile import profile
 from lladav.cli.run import run
 from lladav.cli.verify import verify
 
@@ -40,5 +41,5 @@ def _options(
     pass
 
 
-for _verb in (export, run, calibrate, build, plan, verify, inspect, doctor):
+for _verb in (export, run, profile, calibrate, build, plan, verify, inspect, doctor):
     app.command()(guarded(_verb))

@@ -21,6 +21,7 @@ def load_pipeline(
     threads: int | None = None,
     max_prompt: int | None = None,
     max_pixels: int | None = None,
+    feature_cache_bytes: int | None = None,
 ) -> Pipeline:
     """Loads a bundle for answers like `config` asks for; says why a GPU is not used although there is one.
 
@@ -31,6 +32,7 @@ def load_pipeline(
     from lladav.bundle import Bundle
     from lladav.runtime import Pipeline
     from lladav.runtime.images import MAX_PIXELS
+    from lladav.runtime.pictures import FEATURE_CACHE_BYTES
 
     names: tuple[BackendName | Literal["auto"], ...] = ("auto", *NAMES)
     found = next((name for name in names if name == backend), None)
@@ -42,7 +44,12 @@ def load_pipeline(
     choice = choose(opened, found, limits, threads)
     for name, reason in choice.passed_over.items() if choice.backend.name == "cpu" else ():
         screen.stderr().print(f"warning: there is a GPU, but {name} does not load: {reason}", highlight=False)
-    return Pipeline(opened, choice.backend, MAX_PIXELS if max_pixels is None else max_pixels)
+    return Pipeline(
+        opened,
+        choice.backend,
+        MAX_PIXELS if max_pixels is None else max_pixels,
+        FEATURE_CACHE_BYTES if feature_cache_bytes is None else feature_cache_bytes,
+    )
 
 
 def _canvas(config: GenerationConfig, buckets: Buckets) -> int | None:

@@ -7,13 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 from lladav.runtime.profiling.distribution import Distribution
-from lladav.runtime.profiling.record import PassLimit, PassProfile, Run, ShownStep, StepProfile
-from lladav.runtime.profiling.recorder import RecordedStep, Recording
+from lladav.runtime.profiling.limits import Limits
+from lladav.runtime.profiling.record import PassProfile, Run, ShownStep, StepProfile
+from lladav.runtime.profiling.recorder import RecordedStep, Recording, queued
 
 VISION = ("vision_encoder", "connector")
-
-Limit = Callable[[str, float], PassLimit | None]
-"""From a pass's name and its measured median in milliseconds to its limit on this machine."""
 
 
 def runs(recordings: Sequence[Recording]) -> tuple[Run, ...]:
@@ -39,17 +37,28 @@ def stages(recordings: Sequence[Recording]) -> dict[str, Distribution]:
     return {stage: Distribution.of(values) for stage, values in times.items()}
 
 
-def passes(recordings: Sequence[Recording], limit: Limit | None) -> dict[str, PassProfile]:
+def passes(recordings: Sequence[Recording], limits: Limits | None) -> dict[str, PassProfile]:
     """Milliseconds inside graphs: each refresh and step, and vision with all crops of an answer."""
     times: dict[str, list[float]] = defaultdict(list)
+    running: dict[str, list[float]] = defaultdict(list)
+    host: dict[str, list[float]] = defaultdict(list)
     for one in recordings:
         for name in VISION:
             if name in one.answer.timings_ms:
                 times[name].append(one.answer.timings_ms[name])
+                running[name].append(one.answer.timings_ms[name] - queued(one.spans, name))
         for step in one.steps:
             times[step.event.kind].append(step.event.graph_ms)
+            running[step.event.kind].append(step.event.graph_ms - queued(step.spans, step.event.kind))
+            host[step.event.kind].append(step.event.ms - step.event.graph_ms)
     found = {name: Distribution.of(values) for name, values in times.items()}
-    return {name: PassProfile(ms=ms, limit=limit(name, ms.p50) if limit else None) for name, ms in found.items()}
+    if limits is None:
+        return {name: PassProfile(ms=ms) for name, ms in found.items()}
+    beside = {name: statistics.median(host[name]) if name in host else 0.0 for name in found}
+    return {
+        name: PassProfile(ms=ms, limit=limits.of(name, statistics.median(running[name]), beside[name]))
+        for name, ms in found.items()
+    }
 
 
 def steps(recordings: Sequence[Recording]) -> tuple[StepProfile, ...]:

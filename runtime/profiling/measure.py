@@ -6,7 +6,6 @@ import datetime
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from time import perf_counter
 
 from lladav.errors import LladavError, OptionError
 from lladav.machine import system_memory
@@ -16,17 +15,20 @@ from lladav.runtime.profiling import folding
 from lladav.runtime.profiling.distribution import TAIL, Distribution
 from lladav.runtime.profiling.frames import Camera, Shown, frame_metrics
 from lladav.runtime.profiling.layers import Node, fold, profile_layers
+from lladav.runtime.profiling.limits import Limits, buckets_of
 from lladav.runtime.profiling.load import loaded
 from lladav.runtime.profiling.memory import MemoryLedger
 from lladav.runtime.profiling.power import find_meter, metered
+from lladav.runtime.profiling.probe import Probe
 from lladav.runtime.profiling.ranges import NvtxRanges
 from lladav.runtime.profiling.record import Memory, Profile
 from lladav.runtime.profiling.recorder import Recording, record
 from lladav.runtime.profiling.setup import setup_of
 from lladav.runtime.profiling.sweep import sweep
 from lladav.runtime.profiling.workload import Asking
+from lladav.runtime.results import Answer
 from lladav.runtime.tracing import traced
-from lladav.runtime.window import window_size
+from lladav.runtime.window import Size, window_size
 
 RUNS = 10
 WARMUP = 2
@@ -55,7 +57,7 @@ def profile(
     frames_per_second: float | None = None,
     load: Sequence[str] = (),
     ledger: MemoryLedger | None = None,
-    limit: folding.Limit | None = None,
+    probe: Probe | None = None,
     layers: bool = True,
     sweeping: bool = False,
     nvtx: bool = False,
@@ -71,7 +73,7 @@ def profile(
         frames_per_second: of a camera that is played; None asks again at once.
         load: commands to run beside the measured answers.
         ledger: that listened while the pipeline was loaded; None leaves memory out.
-        limit: what passes could take at best on this machine.
+        probe: rates of this machine, on the CPU; None leaves the limits of passes out.
         layers: whether to look into the graphs afterwards, in sessions of their own.
         sweeping: whether to measure passes at every pair of buckets afterwards.
         nvtx: marks ranges for a profiler from outside.
@@ -81,7 +83,7 @@ def profile(
         OptionError: no runs, a rate that is none, a load that cannot be started, or as `Pipeline.generate`.
         BackendError: NVTX was asked for and is not installed.
     """
-    _check(runs, warmup, frames_per_second)
+    check(runs, warmup, frames_per_second)
     ranges = NvtxRanges() if nvtx else None
     meter, without_meter = find_meter()
     notes = [without_meter] if without_meter else []
@@ -102,12 +104,12 @@ def profile(
     last = recordings[-1].answer
     if last.reused_pictures:
         notes.append("vision is not in the times: pictures' features were kept from an earlier answer")
-    if recordings[0].steps and recordings[0].steps[0].waiting_ms is None:
+    if recordings[0].steps[0].waiting_ms is None:
         notes.append("waiting for a core was not measured: the system does not tell it to this process")
     if runs < TAIL:
         notes.append(f"no p99: it takes {TAIL} values, and there were {runs} answers")
     memory = _memory(pipeline, ledger, notes)
-    nodes = _layers(pipeline, recordings[-1], asking, notes) if layers else ()
+    nodes = _layers(pipeline, asking, last, notes) if layers else ()
     points = []
     for point in sweep(pipeline) if sweeping else ():
         points.append(point)
@@ -124,7 +126,7 @@ def profile(
         tokens_per_pass=_tokens_per_pass(recordings),
         stages=folding.stages(recordings),
         steps=folding.steps(recordings),
-        passes=folding.passes(recordings, limit),
+        passes=folding.passes(recordings, _limits(pipeline, asking, last, probe)),
         frames=frame_metrics(shown, frames_per_second, asking.config.deadline_ms),
         energy=readings.energy(meter.source, answer_ms.mean) if meter else None,
         memory=memory,
@@ -138,7 +140,12 @@ def profile(
     return Measured(described, tuple(recordings), tuple(nodes))
 
 
-def _check(runs: int, warmup: int, frames_per_second: float | None) -> None:
+def check(runs: int, warmup: int, frames_per_second: float | None) -> None:
+    """Refuses numbers that measure nothing, before anything is loaded.
+
+    Raises:
+        OptionError: saying which.
+    """
     if runs < 1:
         raise OptionError(f"{runs} runs measure nothing", cure="pass --runs 1 or more; 100 for a p99")
     if warmup < 0:
@@ -152,6 +159,21 @@ def _tokens_per_pass(recordings: Sequence[Recording]) -> float:
     return sum(len(event.positions) for event in events) / len(events)
 
 
+def _size(pipeline: Pipeline, asking: Asking, answer: Answer) -> Size:
+    """Of the window that an answer's passes computed."""
+    length = len(answer.steps[0].canvas)
+    sequences = 2 if asking.config.cfg_scale > 0 else 1
+    return window_size(pipeline.bundle.manifest.buckets, [answer.prompt_tokens] * sequences, length, length)
+
+
+def _limits(pipeline: Pipeline, asking: Asking, answer: Answer, probe: Probe | None) -> Limits | None:
+    if probe is None or not isinstance(pipeline.denoiser, Denoiser):
+        return None
+    length = len(answer.steps[0].canvas)
+    manifest = pipeline.bundle.manifest
+    return Limits(manifest, probe, _size(pipeline, asking, answer), sum(answer.tiles), length)
+
+
 def _memory(pipeline: Pipeline, ledger: MemoryLedger | None, notes: list[str]) -> Memory | None:
     if ledger is None or not isinstance(pipeline.denoiser, Denoiser):
         notes.append("memory was not measured by category: that takes a bundle loaded under it, on the CPU")
@@ -163,7 +185,7 @@ def _memory(pipeline: Pipeline, ledger: MemoryLedger | None, notes: list[str]) -
         return None
 
 
-def _layers(pipeline: Pipeline, one: Recording, asking: Asking, notes: list[str]) -> Sequence[Node]:
+def _layers(pipeline: Pipeline, asking: Asking, answer: Answer, notes: list[str]) -> Sequence[Node]:
     """Nodes of the passes that an answer had, where that can be seen."""
     denoiser, manifest = pipeline.denoiser, pipeline.bundle.manifest
     if not isinstance(denoiser, Denoiser):
@@ -177,12 +199,9 @@ def _layers(pipeline: Pipeline, one: Recording, asking: Asking, notes: list[str]
             f"{memory.available / 1e9:.1f} GB are available"
         )
         return ()
-    length = len(one.answer.steps[0].canvas) if one.answer.steps else 1
-    sequences = 2 if asking.config.cfg_scale > 0 else 1
-    size = window_size(manifest.buckets, [one.answer.prompt_tokens] * sequences, length, length)
-    crops = max((bucket for bucket in manifest.buckets.tiles if bucket <= sum(one.answer.tiles)), default=0)
+    crops = max(buckets_of(sum(answer.tiles), manifest.buckets.tiles), default=0)
     try:
-        return profile_layers(pipeline.bundle, denoiser.threads, size, crops)
+        return profile_layers(pipeline.bundle, denoiser.threads, _size(pipeline, asking, answer), crops)
     except LladavError as error:
         notes.append(f"layers were not looked at: {error.what}")
         return ()

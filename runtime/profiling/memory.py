@@ -94,6 +94,7 @@ class MemoryLedger:
 
         self._bundle = bundle.resolve()
         self._data = 0
+        _forget_peak()
         self._grown: dict[str, int] = {}
         self._loading = 0
 
@@ -112,8 +113,7 @@ class MemoryLedger:
         self._loading = peak()
         loads = (grown for name, grown in self._grown.items() if name.startswith("load "))
         self._data = Resident.now().anonymous - sum(loads)
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+        _forget_peak()
 
     def account(self, buffers: Mapping[str, Sequence[np.ndarray]]) -> Memory:
         """Closes the account after some answers.
@@ -163,6 +163,12 @@ def peak() -> int:
     """The largest resident set so far, or since the peak was last forgotten, in bytes."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(found[1]) * 1024 if found else 0
+
+
+def _forget_peak() -> None:
+    """Where the kernel refuses, the peak stays that of the whole process."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def nvmap(clients: Path = NVMAP, pid: int | None = None) -> int | None:

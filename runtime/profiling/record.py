@@ -84,7 +84,7 @@ class PassLimit(_Frozen):
         operations: that must run.
         ms: least time, of the dearer of the two.
         bound: what bounds the measured pass.
-        share: `ms` by the measured median: 1 is the limit.
+        share: `ms` by the measured median, without what it waited for a core: 1 is the limit.
     """
 
     bytes: NonNegativeInt
@@ -99,7 +99,7 @@ class PassProfile(_Frozen):
 
     Attributes:
         ms: inside the graph.
-        limit: None where the machine was not probed.
+        limit: None where the machine was not probed, or a GPU computed.
     """
 
     ms: Distribution

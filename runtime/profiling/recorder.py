@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +66,11 @@ class Recorder:
 
     def close(self) -> None:
         self._queue.close()
+
+
+def queued(spans: Iterable[Span], name: str) -> float:
+    """Milliseconds without a core in the spans of that name, as far as the system tells."""
+    return sum(span.queued_ms or 0.0 for span in spans if span.name == name)
 
 
 @dataclass(frozen=True)

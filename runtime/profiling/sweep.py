@@ -1,4 +1,4 @@
-"""How long passes take by length of prompt and canvas: every pair of the bundle's buckets."""
+"""How long passes take by length of prompt and canvas: the bundle's buckets."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 
+import numpy as np
+
 from lladav.runtime.config import GenerationConfig
 from lladav.runtime.pipeline import Pipeline
 from lladav.runtime.profiling.record import SweepPoint
 from lladav.runtime.results import Answer
+
+CANVASES = 4
+"""Buckets at most, spread over those of the bundle."""
 
 ANSWERS = 3
 """Of each pair, after one that is not measured."""
@@ -20,9 +25,10 @@ _TOKEN = 1
 
 
 def sweep(pipeline: Pipeline) -> Iterator[SweepPoint]:
-    """Medians of refresh and step at every pair of buckets that fits one answer, the small ones first."""
+    """Medians of refresh and step at every prompt bucket with some of the canvas buckets, the small ones first."""
     buckets = pipeline.bundle.manifest.buckets
-    for canvas in buckets.canvas:
+    spread = np.linspace(0, len(buckets.canvas) - 1, min(CANVASES, len(buckets.canvas)))
+    for canvas in (buckets.canvas[int(place)] for place in spread.round()):
         config = GenerationConfig(
             gen_length=canvas,
             steps=min(_STEPS, canvas),
