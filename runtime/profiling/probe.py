@@ -1,0 +1,157 @@
+"""What this machine's memory and cores reach, measured once and kept.
+
+Two rates, each the best of many short runs, since a machine is never slower by itself than it was at
+its best: copies between arrays that no cache holds, and a matrix product of the library that
+computes the passes, on data that a cache does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import onnxruntime as ort
+import platformdirs
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+
+from lladav.costs import Rates
+from lladav.machine import examine
+from lladav.runtime.profiling.product_graph import product_graph
+
+SECONDS = 10.0
+"""Of one probe."""
+
+_COPIED = 1 << 27
+_SIDE = 512
+_TURN = 0.5
+
+
+class Probe(BaseModel):
+    """Rates of this machine's CPU.
+
+    Attributes:
+        processor: its name.
+        threads: that took part.
+        bandwidth: bytes a second that copies read and write.
+        operations: of float32 matrix products, a second.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    processor: str
+    threads: PositiveInt
+    bandwidth: PositiveFloat
+    operations: PositiveFloat
+
+    @property
+    def rates(self) -> Rates:
+        return Rates(self.bandwidth, self.operations)
+
+
+def probe(threads: int | None = None, *, renew: bool = False) -> Probe:
+    """The rates of this machine, from the user's cache folder or measured.
+
+    Args:
+        threads: of one operator; None is all cores that this process may use.
+        renew: measure even if there are rates already.
+    """
+    count = threads or len(os.sched_getaffinity(0))
+    file = _file(count)
+    if not renew and (kept := _read(file)) is not None:
+        return kept
+    found = measure(count)
+    _keep(found, file)
+    return found
+
+
+def measure(threads: int, seconds: float = SECONDS) -> Probe:
+    """Copies and multiplies in turns.
+
+    Args:
+        threads: that take part.
+        seconds: for both together.
+    """
+    copying, multiplying = _Copies(threads), _Products(threads)
+    bandwidth = operations = 0.0
+    end = perf_counter() + seconds
+    while not operations or perf_counter() < end:
+        bandwidth = max(bandwidth, copying.best(min(_TURN, seconds / 2)))
+        operations = max(operations, multiplying.best(min(_TURN, seconds / 2)))
+    return Probe(processor=examine().cpu, threads=threads, bandwidth=bandwidth, operations=operations)
+
+
+class _Copies:
+    """Of one array to another, each thread a part; numpy copies without holding the interpreter."""
+
+    def __init__(self, threads: int) -> None:
+        source = np.ones(_COPIED, np.uint8)
+        self._parts = list(zip(*(np.array_split(a, threads) for a in (np.zeros_like(source), source)), strict=True))
+        self._pool = ThreadPoolExecutor(threads)
+
+    def best(self, seconds: float) -> float:
+        """Bytes a second."""
+
+        def copy() -> None:
+            list(self._pool.map(lambda part: np.copyto(*part), self._parts))
+
+        return 2 * _COPIED / _shortest(copy, seconds)
+
+
+class _Products:
+    """Of float32 matrices."""
+
+    def __init__(self, threads: int) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        rows = _SIDE * threads
+        graph = product_graph(rows, _SIDE, _SIDE)
+        self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self._feeds = {"a": np.ones((rows, _SIDE), np.float32), "b": np.ones((_SIDE, _SIDE), np.float32)}
+        self._operations = 2 * rows * _SIDE**2
+
+    def best(self, seconds: float) -> float:
+        """Operations a second."""
+        return self._operations / _shortest(lambda: self._session.run(None, self._feeds), seconds)
+
+
+def _shortest(action: Callable[[], object], seconds: float) -> float:
+    """Seconds of the fastest of as many calls as there is time for."""
+    shortest, end = float("inf"), perf_counter() + seconds
+    while (began := perf_counter()) < end:
+        action()
+        shortest = min(shortest, perf_counter() - began)
+    return shortest
+
+
+def _file(threads: int) -> Path:
+    """Where the rates of this machine are kept; another processor or library has others."""
+    machine = f"{platform.node()}-{examine().cpu}-{os.cpu_count()}-{threads}-{ort.__version__}"
+    name = f"{hashlib.sha256(machine.encode()).hexdigest()[:16]}.json"
+    return Path(platformdirs.user_cache_dir("lladav")) / "rates" / name
+
+
+def _read(file: Path) -> Probe | None:
+    try:
+        return Probe.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _keep(found: Probe, file: Path) -> None:
+    """Writes the rates whole; a folder that cannot be written costs a probe the next time, no more."""
+    beside = file.with_suffix(f".{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(found.model_dump_json(), "utf-8")
+        beside.replace(file)
+    except OSError:
+        with suppress(OSError):
+            beside.unlink()

@@ -1,0 +1,122 @@
+"""The machine's rates, and passes beside what they allow."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from lladav.bundle import Bundle
+from lladav.costs import Numbers, Roofline, pass_cost
+from lladav.memory_plan import Sizes
+from lladav.runtime.profiling import probe as probing
+from lladav.runtime.profiling.probe import Probe, measure, probe
+from lladav.runtime.profiling.product_graph import product_graph
+from lladav.runtime.profiling.roofline import held_up_by, prompt_rooflines, roofline
+
+RATES = Probe(processor="a processor", threads=1, bandwidth=1e9, operations=1e10)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(probing.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
+    return tmp_path / "lladav" / "rates"
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Threads of every probe that is really made."""
+    asked: list[int] = []
+
+    def instead(threads: int) -> Probe:
+        asked.append(threads)
+        return RATES.model_copy(update={"threads": threads, "bandwidth": 1e9 * len(asked)})
+
+    monkeypatch.setattr(probing, "measure", instead)
+    return asked
+
+
+def test_graph_of_a_product() -> None:
+    text = product_graph(2, 300, 5)
+    onnx.checker.check_model(onnx.load_from_string(text), full_check=True)
+    draw = np.random.default_rng(0)
+    a, b = (draw.standard_normal(shape).astype(np.float32) for shape in ((2, 300), (300, 5)))
+    (found,) = ort.InferenceSession(text, providers=["CPUExecutionProvider"]).run(None, {"a": a, "b": b})
+    np.testing.assert_allclose(found, a @ b, rtol=1e-4)
+
+
+def test_rates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing, "_COPIED", 1 << 20)
+    found = measure(1, seconds=0.1)
+    # No machine that runs this is slower, and none will be a thousand times as fast.
+    assert 1e8 < found.bandwidth < 1e13
+    assert 1e8 < found.operations < 1e14
+    assert found.threads == 1
+
+
+def test_rates_are_kept(cache: Path, measured: list[int]) -> None:
+    first = probe(1)
+    assert probe(1) == first
+    assert measured == [1]
+    assert len(list(cache.iterdir())) == 1
+    assert probe(2).threads == 2
+    assert probe(1, renew=True).bandwidth != first.bandwidth
+    assert measured == [1, 2, 1]
+    assert probe(1).bandwidth == 3e9
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"threads": 1}', '{"processor": "x", "threads": 1, "bandwidth": -1, "operations": 1}']
+)
+def test_damaged_rates_are_measured_again(cache: Path, measured: list[int], text: str) -> None:
+    probe(1)
+    (file,) = cache.iterdir()
+    file.write_text(text)
+    probe(1)
+    assert measured == [1, 1]
+    assert probe(1).threads == 1
+    assert measured == [1, 1]
+
+
+@pytest.mark.usefixtures("measured")
+def test_rates_need_no_folder(cache: Path) -> None:
+    cache.parent.mkdir()
+    cache.write_text("in the way")
+    assert probe(1).bandwidth == 1e9
+    assert cache.read_text() == "in the way"
+
+
+def test_roofline_is_that_of_the_cpu(tiny_bundle: Path) -> None:
+    manifest, sizes = Bundle.open(tiny_bundle).manifest, Sizes(1, 128, 32, 0)
+    found = roofline(manifest, "step", sizes, RATES, rows=5)
+    cost = pass_cost(manifest, "step", sizes, Numbers("fp32", cpu=True), rows=5)
+    assert (found.bytes, found.operations) == (cost.bytes, cost.operations)
+    assert found.ms == pytest.approx(1e3 * max(cost.bytes / 1e9, cost.operations / 1e10))
+    pictures = roofline(manifest, "vision_encoder", Sizes(1, 0, 0, 4), RATES)
+    assert pictures.ms > roofline(manifest, "vision_encoder", Sizes(1, 0, 0, 1), RATES).ms
+
+
+def test_float16_is_widened_on_the_cpu(tiny_bundle: Path) -> None:
+    manifest, sizes = Bundle.open(tiny_bundle).manifest, Sizes(1, 128, 32, 0)
+    half = manifest.model_copy(update={"precision": "fp16"})
+    assert roofline(half, "step", sizes, RATES) == roofline(manifest, "step", sizes, RATES)
+
+
+def test_every_prompt_bucket_has_one(tiny_bundle: Path) -> None:
+    manifest = Bundle.open(tiny_bundle).manifest
+    found = list(prompt_rooflines(manifest, RATES, canvas=32))
+    assert [one.prompt for one in found] == list(manifest.buckets.prompt)
+    assert found[0].refresh == roofline(manifest, "refresh", Sizes(1, found[0].prompt, 32, 0), RATES)
+    assert all(a.refresh.ms < b.refresh.ms and a.step.ms < b.step.ms for a, b in itertools.pairwise(found))
+
+
+@pytest.mark.parametrize(
+    ("graph_ms", "host_ms", "expected"),
+    [(5, 1, "bandwidth"), (9, 1, "launch"), (5, 4.5, "host"), (3, 0, "bandwidth")],
+)
+def test_the_largest_part_holds_a_pass_up(graph_ms: float, host_ms: float, expected: str) -> None:
+    assert held_up_by(Roofline(1, 1, 4.0, "bandwidth"), graph_ms, host_ms) == expected
