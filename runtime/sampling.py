@@ -67,6 +67,7 @@ class Sampler:
         # What fills the last lanes up stays 0.
         self._exponentials = np.zeros((*shape[:2], -(-vocab_rows // _LANES) * _LANES), np.float32)
         self._differences = np.empty(shape if entropy else (self._threads, 0, 0), np.float32)
+        self._numbers = np.arange(self._rows)
         self._noise = np.empty((self._rows if temperature > 0 else 0, vocab_rows), np.float64)
 
     def pick(self, logits: np.ndarray) -> Picks:
@@ -80,12 +81,15 @@ class Sampler:
             logits: `[R, V]` float32; suppressed entries are overwritten.
         """
         count = len(logits)
-        tokens, confidences, entropies = np.empty(count, np.int64), np.empty(count), np.empty(count)
+        rows = np.arange(count)
+        logits[:, self._suppressed] = -np.inf
+        likeliest, others, weighted = np.empty(count, np.int64), np.empty(count), np.empty(count)
         parts = [slice(start, min(start + self._rows, count)) for start in range(0, count, self._rows)]
 
         def work(thread: int) -> None:
             for part in parts[thread :: self._threads]:
-                tokens[part], confidences[part], entropies[part] = self._part(logits[part], thread)
+                likeliest[part] = logits[part].argmax(axis=1)
+                others[part], weighted[part] = self._others(logits[part], likeliest[part], thread)
 
         if self._threads == 1 or len(parts) == 1:
             for thread in range(self._threads):
@@ -94,34 +98,41 @@ class Sampler:
             # numpy lets other threads run while it works on an array.
             for _ in _pool().map(work, range(self._threads)):
                 pass
-        return Picks(tokens, confidences, entropies if self._entropy else None)
+        total = 1.0 + others
+        if self._temperature == 0:
+            return Picks(likeliest, 1.0 / total, self._entropies(total, weighted))
+        tokens = np.concatenate([self._sampled(logits[part]) for part in parts])
+        behind = logits[rows, tokens].astype(np.float64) - logits[rows, likeliest]
+        return Picks(tokens, np.exp(behind) / total, self._entropies(total, weighted))
 
-    def _part(self, logits: np.ndarray, thread: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rows = np.arange(len(logits))
-        for token in self._suppressed:
-            logits[:, token] = -np.inf
-        likeliest = logits.argmax(axis=1)
+    def _others(self, logits: np.ndarray, likeliest: np.ndarray, thread: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sums over all tokens but the likeliest `[n]`, relative to its exponential.
+
+        Returns:
+            Of the exponentials `[n]` float64, and of each times how far it lies below the likeliest one,
+            0 where no entropies are wanted.
+        """
+        rows = self._numbers[: len(logits)]
         best = logits[rows, likeliest]
-        tokens = likeliest if self._temperature == 0 else self._sampled(logits)
         exponentials = self._exponentials[thread, : len(logits)]
         own = exponentials[:, : logits.shape[1]]
         # Relative to 0 where that cannot overflow, which saves a pass over a long row.
-        direct = len(logits) == self._rows == 1 and abs(best[0]) <= _DIRECT
+        direct = self._rows == 1 and abs(best[0]) <= _DIRECT
         np.exp(logits if direct else np.subtract(logits, best[:, None], out=own), out=own)
-        unit = np.exp(best.astype(np.float64)) if direct else np.ones(len(best))
-        share = np.where(tokens == likeliest, 1.0, own[rows, tokens] / unit)
+        unit = np.exp(best.astype(np.float64)) if direct else 1.0
         own[rows, likeliest] = 0.0
         # Many short sums side by side are faster than numpy's sum of a row, and as exact.
-        lanes = exponentials.reshape(len(logits), -1, _LANES).sum(axis=1)
-        total = 1.0 + lanes.sum(axis=1, dtype=np.float64) / unit
-        entropies = np.log(total)
-        if self._entropy:
-            # Entropy is log(total) minus the mean of what was exponentiated.
-            differences = self._differences[thread, : len(logits)]
-            np.subtract(logits, best[:, None], out=differences)
-            np.maximum(differences, _NOTHING, out=differences)
-            entropies -= np.einsum("rv,rv->r", own, differences) / (unit * total)
-        return tokens, share / total, entropies
+        others = exponentials.reshape(len(logits), -1, _LANES).sum(axis=1).sum(axis=1, dtype=np.float64) / unit
+        if not self._entropy:
+            return others, np.zeros(len(logits))
+        differences = self._differences[thread, : len(logits)]
+        np.subtract(logits, best[:, None], out=differences)
+        np.maximum(differences, _NOTHING, out=differences)
+        return others, np.einsum("rv,rv->r", own, differences) / unit
+
+    def _entropies(self, total: np.ndarray, weighted: np.ndarray) -> np.ndarray | None:
+        """Entropy is log(total) minus the mean of what was exponentiated."""
+        return np.log(total) - weighted / total if self._entropy else None
 
     def _sampled(self, logits: np.ndarray) -> np.ndarray:
         """`argmax(exp(logits) / (-log u) ** T)`, taken in logarithms."""
