@@ -15,8 +15,8 @@ from lladav.errors import OptionError
 from lladav.manifest import Manifest, Precision, TensorType
 
 ALIGNMENT = 256
-SLOTS = 4
-"""Steps whose records are kept: the host reads at most one behind."""
+SLOTS = 32
+"""Steps whose records are kept: as many as may run before the host reads them."""
 IDS = 1 << 20
 """Ids that the rules and restrictions of one answer may refer to: several vocabularies."""
 PAST = "past_key_values."
@@ -108,8 +108,10 @@ def check_sizes(manifest: Manifest, sizes: Sizes) -> None:
     """Compares sizes with the buckets.
 
     Raises:
-        OptionError: one is no bucket of the bundle.
+        OptionError: one is no bucket of the bundle, or there is no sequence.
     """
+    if sizes.batch < 1:
+        raise OptionError(f"a batch of {sizes.batch} holds nothing", cure="pass 1 or more")
     for name, size, buckets in (
         ("prompt", sizes.prompt, manifest.buckets.prompt),
         ("canvas", sizes.canvas, manifest.buckets.canvas),

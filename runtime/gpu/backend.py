@@ -40,15 +40,24 @@ class GpuBackend:
         bundle: an open bundle.
         load: loads one of the bundle's graphs.
         sizes: largest that answers may have; a prompt of 0 takes the largest bucket for which there is memory.
+        bursts: whether the GPU repeats the steps between two refreshes by itself, where it can; see `while_graph`.
 
     Raises:
         BackendError: a graph cannot be loaded, or there is not enough memory; it says how much is missing.
     """
 
     def __init__(
-        self, name: str, device: Device, bundle: Bundle, load: Callable[[str], Executable], sizes: Sizes
+        self,
+        name: str,
+        device: Device,
+        bundle: Bundle,
+        load: Callable[[str], Executable],
+        sizes: Sizes,
+        *,
+        bursts: bool = False,
     ) -> None:
         self.name = name
+        self._bursts = bursts
         self.setup = device.name
         self.sequences: int | None = sizes.batch
         self._device = device
@@ -87,7 +96,8 @@ class GpuBackend:
     def denoiser(self, table: EmbeddingTable) -> GpuDenoiser:
         """See `Backend`."""
         manifest = self._bundle.manifest
-        return GpuDenoiser(self._device, self._graphs["denoiser"], manifest, table, self.memory, self._fallbacks)
+        graph = self._graphs["denoiser"]
+        return GpuDenoiser(self._device, graph, manifest, table, self.memory, self._fallbacks, bursts=self._bursts)
 
     def tile_encoder(self) -> GpuTileEncoder:
         """See `Backend`."""

@@ -201,6 +201,43 @@ class CudaDevice:
         finally:
             self.call("cuGraphDestroy", graph)
 
+    def repeat(self, enqueue: Callable[[int], None]) -> CudaGraph:
+        """Captures work as the body of a conditional WHILE node; needs a driver of CUDA 12.4 or newer.
+
+        Raises:
+            BackendError: as `capture`, or the driver knows no such nodes.
+        """
+        driver = self._driver
+        graph = self.call("cuGraphCreate", 0)
+        try:
+            # Every launch begins with the value 1, for the first time.
+            handle = self.call("cuGraphConditionalHandleCreate", graph, self._context, 1, 1)
+            node = driver.CUgraphNodeParams()
+            node.type = driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_CONDITIONAL
+            node.conditional.handle = handle
+            node.conditional.type = driver.CUgraphConditionalNodeType.CU_GRAPH_COND_TYPE_WHILE
+            node.conditional.size = 1
+            node.conditional.ctx = self._context
+            # The bindings of CUDA 12 have an older function under the plain name.
+            add = "cuGraphAddNode_v2" if hasattr(driver, "cuGraphAddNode_v2") else "cuGraphAddNode"
+            self.call(add, graph, None, None, 0, node)
+            self._capture_into(node.conditional.phGraph_out[0], lambda: enqueue(int(handle)))
+            return CudaGraph(self, self.call("cuGraphInstantiate", graph, 0))
+        finally:
+            self.call("cuGraphDestroy", graph)
+
+    def _capture_into(self, graph: Any, enqueue: Callable[[], None]) -> None:
+        """As `capture`, into an empty graph."""
+        mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self.call("cuStreamBeginCaptureToGraph", self.stream, graph, None, None, 0, mode)
+        try:
+            enqueue()
+        except BaseException:
+            with suppress(BackendError):
+                self.call("cuStreamEndCapture", self.stream)
+            raise
+        self.call("cuStreamEndCapture", self.stream)
+
     def call(self, name: str, *arguments: Any) -> Any:
         """Calls the driver.
 

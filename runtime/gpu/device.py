@@ -107,3 +107,14 @@ class Device(Protocol):
         Raises:
             BackendError: something in it cannot be captured; the stream is as before.
         """
+
+    def repeat(self, enqueue: Callable[[int], None]) -> Graph:
+        """Captures work that the GPU does once, and again as long as a kernel at its end says so.
+
+        Args:
+            enqueue: puts the work on the stream, kernels and copies on the device; it is given the conditional
+                handle that its last kernel sets.
+
+        Raises:
+            BackendError: as `capture`, or the driver knows no such graphs.
+        """

@@ -155,11 +155,14 @@ def write_rows(
     )
 
 
-def continue_while(device: Device, loop: LoopMemory, handle: int) -> None:
-    """Lets the body of a conditional WHILE node run again while there is an unfinished canvas.
+def continue_while(device: Device, loop: LoopMemory, handle: int, interval: int) -> None:
+    """Lets the body of a conditional WHILE node run again, as long as an unfinished canvas has steps to make.
+
+    It ends where the next step is a refresh, and where the log begins anew.
 
     Args:
         handle: `CUgraphConditionalHandle` of the node. Needs kernels built with CUDA 12.4 or newer.
+        interval: steps from refresh to refresh; 0 is one refresh only.
     """
     _launch(
         device,
@@ -169,6 +172,8 @@ def continue_while(device: Device, loop: LoopMemory, handle: int) -> None:
         c_void_p(loop.canvases),
         c_int32(loop.capacity),
         c_int32(loop.sequences),
+        c_int32(interval),
+        c_int32(loop.slots),
         c_size_t(handle),
     )
 

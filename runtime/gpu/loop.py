@@ -26,7 +26,9 @@ _AHEAD = 2
 
 
 @dataclass(frozen=True)
-class _Flight:
+class Flight:
+    """A step that was launched."""
+
     step: int
     kind: PassKind
     launched: Launched
@@ -66,14 +68,14 @@ class DeviceLoop(Loop):
         self._earlier: Event | None = None
 
     def __iter__(self) -> Iterator[tuple[StepEvent | None, ...]]:
-        flying: deque[_Flight] = deque()
+        flying: deque[Flight] = deque()
         launched = 0
         while True:
             self._claim()
             while len(flying) < _AHEAD and (not flying or self._undecided > (len(flying) + 1) * self._pace):
                 kind = self._kind(launched)
                 with span("launch"):
-                    flying.append(_Flight(launched, kind, self._runner.launch(kind)))
+                    flying.append(Flight(launched, kind, self._runner.launch(kind)))
                 launched += 1
             flight = flying.popleft()
             with span("wait"):
@@ -87,16 +89,21 @@ class DeviceLoop(Loop):
     def _undecided(self) -> int:
         return max(canvas.undecided for canvas in self.canvases)
 
-    def _read(self, flight: _Flight) -> tuple[StepEvent | None, ...]:
-        """What a step decided, told to the host's canvases.
+    def _read(self, flight: Flight) -> tuple[StepEvent | None, ...]:
+        """What a step decided, and how long it took."""
+        launched = flight.launched
+        graph_ms = launched.done.ms_since(launched.began)
+        ms = launched.done.ms_since(self._earlier) if self._earlier is not None else graph_ms
+        self._earlier = launched.done
+        return self._tell(flight, ms, graph_ms)
+
+    def _tell(self, flight: Flight, ms: float, graph_ms: float) -> tuple[StepEvent | None, ...]:
+        """Tells the host's canvases what a step decided.
 
         Raises:
             BackendError: logits that are no numbers.
         """
         launched = flight.launched
-        graph_ms = launched.done.ms_since(launched.began)
-        ms = launched.done.ms_since(self._earlier) if self._earlier is not None else graph_ms
-        self._earlier = launched.done
         self._step = flight.step
         events: list[StepEvent | None] = []
         most = 0

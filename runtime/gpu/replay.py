@@ -51,6 +51,11 @@ class Replayed:
         self._graph: Graph | None = None
         self._fallbacks = fallbacks
 
+    @property
+    def warm(self) -> bool:
+        """Whether the work has run, and can be captured as part of other work."""
+        return self._warm
+
     def run(self) -> None:
         """Enqueues the work.
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from lladav.runtime.gpu.window import GpuWindow
 
 
+_COPIES = 4
+"""Steps whose records are on the host: it reads one behind."""
+
+
 @dataclass
 class Launched:
     """A step on its way: pinned copies of what it leaves, and points in the stream.
@@ -62,7 +66,7 @@ class StepRunner:
                 self._device.event(),
                 self._device.event(),
             )
-            for _ in range(SLOTS)
+            for _ in range(_COPIES)
         ]
         self._launched = 0
         self._replayed: dict[PassKind, Replayed] = {
@@ -86,13 +90,12 @@ class StepRunner:
     def launch(self, kind: PassKind) -> Launched:
         """Enqueues a step and the copies of what it leaves; nothing is waited for.
 
-        The arrays are used again `SLOTS` steps later.
+        The arrays are used again `_COPIES` steps later.
         """
-        number = self._launched % SLOTS
-        slot = self._slots[number]
+        slot = self._slots[self._launched % _COPIES]
         slot.began.record()
         self._replayed[kind].run()
-        self._device.download(slot.log, self._loop.log + number * slot.log.nbytes)
+        self._device.download(slot.log, self._loop.log + self._launched % SLOTS * slot.log.nbytes)
         self._device.download(slot.canvases, self._loop.canvases)
         slot.done.record()
         self._launched += 1

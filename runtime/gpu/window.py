@@ -20,6 +20,7 @@ from lladav.runtime.gpu.loop_memory import loop_memory
 from lladav.runtime.gpu.memory import DeviceMemory
 from lladav.runtime.gpu.replay import Fallbacks, Replayed
 from lladav.runtime.gpu.steps import StepRunner
+from lladav.runtime.gpu.while_graph import BurstLoop, BurstRunner
 from lladav.runtime.loop import Loop, Request, masks_inside
 from lladav.runtime.pacing import Pacer, PassTimes
 from lladav.runtime.results import PassKind
@@ -39,6 +40,7 @@ class GpuDenoiser:
         table: embeddings.
         memory: laid out for the largest sizes.
         fallbacks: gets why passes could not be captured.
+        bursts: whether the GPU repeats the steps between two refreshes by itself, where it can.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class GpuDenoiser:
         table: EmbeddingTable,
         memory: DeviceMemory,
         fallbacks: Fallbacks,
+        *,
+        bursts: bool = False,
     ) -> None:
         self._device = device
         self._graph = graph
@@ -56,6 +60,7 @@ class GpuDenoiser:
         self._table = table
         self._memory = memory
         self._fallbacks = fallbacks
+        self._kinds = (BurstRunner, BurstLoop) if bursts else (StepRunner, DeviceLoop)
         self._windows: dict[Size, GpuWindow] = {}
         self._runners: dict[tuple[Size, int, bool], StepRunner] = {}
 
@@ -83,7 +88,8 @@ class GpuDenoiser:
         key = (size, answers, guided)
         if key not in self._runners:
             dtype = self._manifest.tables["embed_tokens"].dtype
-            self._runners[key] = StepRunner(self._windows[size], answers, guided=guided, dtype=dtype)
+            runner, _ = self._kinds
+            self._runners[key] = runner(self._windows[size], answers, guided=guided, dtype=dtype)
         return self._runners[key]
 
     def loop(self, tokens: SpecialTokens, request: Request, times: PassTimes, pacer: Pacer | None = None) -> Loop:
@@ -92,7 +98,8 @@ class GpuDenoiser:
         prompt_masks = any(len(masks_inside(prompt, mask_row)) for prompt in request.prompts)
         if request.template is not None or prompt_masks or pacer is not None:
             return DenoisingLoop(self, self._table, tokens, request, times, pacer)
-        return DeviceLoop(self, self._table, tokens, request, times)
+        _, loop = self._kinds
+        return loop(self, self._table, tokens, request, times)
 
 
 class GpuWindow:

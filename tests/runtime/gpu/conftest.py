@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from answers import MakeGpu
 from host_device import HostDevice
+from host_executable import HostExecutable
 from host_library import compiler
 
+from lladav.bundle import Bundle
+from lladav.memory_plan import Sizes
+from lladav.runtime import Pipeline
+from lladav.runtime.gpu.backend import GpuBackend
 from lladav.runtime.gpu.cuda_device import CudaDevice
 from lladav.runtime.gpu.device import Device
 from lladav.runtime.gpu.kernels import load_kernels
@@ -37,3 +45,36 @@ def kernel_device(request: pytest.FixtureRequest) -> Iterator[Device]:
         gpu = CudaDevice(load_kernels())
         yield gpu
         gpu.close()
+
+
+@pytest.fixture
+def make(compiled: None, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeGpu:  # noqa: ARG001
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bundle = Bundle.open(tiny_bundle)
+
+    def load(
+        *,
+        batch: int = 2,
+        prompt: int = 64,
+        canvas: int = 64,
+        capturable: bool = True,
+        bursts: bool = False,
+        **options: Any,
+    ) -> tuple[Pipeline, HostDevice]:
+        device = HostDevice(**options)
+        backend = GpuBackend(
+            "host",
+            device,
+            bundle,
+            lambda graph: HostExecutable(device, bundle, graph, capturable=capturable),
+            Sizes(batch, prompt, canvas, bundle.manifest.buckets.tiles[-1]),
+            bursts=bursts,
+        )
+        return Pipeline(bundle, backend), device
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def cpu(tiny_bundle: Path) -> Pipeline:
+    return Pipeline.load(tiny_bundle, threads=1)

@@ -32,6 +32,7 @@ class HostDevice:
         deferred: nothing runs before the host waits for it, as on a GPU that is slow; else
             everything runs at once.
         captures: whether `capture` works.
+        repeats: whether `repeat` works.
         full_blocks: run striding kernels with as many threads as they are launched with.
 
     Attributes:
@@ -49,11 +50,18 @@ class HostDevice:
     ordinal = 0
 
     def __init__(
-        self, total: int = 1 << 30, *, deferred: bool = False, captures: bool = True, full_blocks: bool = False
+        self,
+        total: int = 1 << 30,
+        *,
+        deferred: bool = False,
+        captures: bool = True,
+        repeats: bool = True,
+        full_blocks: bool = False,
     ) -> None:
         self._total = total
         self._deferred = deferred
         self._captures = captures
+        self._repeats = repeats
         self._full_blocks = full_blocks
         self._memory: dict[Address, tuple[np.ndarray, int]] = {}
         self._pinned: list[np.ndarray] = []
@@ -166,7 +174,7 @@ class HostDevice:
         self.synchronizations += 1
         self._flush()
 
-    def capture(self, enqueue: Callable[[], None]) -> Graph:
+    def capture(self, enqueue: Callable[[], None]) -> _HostGraph:
         self._refuse_in_capture("capture")
         if not self._captures:
             raise BackendError("this device captures nothing", cure="launch plainly")
@@ -177,6 +185,12 @@ class HostDevice:
             return _HostGraph(self, self._recording)
         finally:
             self._recording = None
+
+    def repeat(self, enqueue: Callable[[int], None]) -> Graph:
+        if not self._repeats:
+            raise BackendError("this device repeats nothing", cure="launch every step")
+        again = ctypes.c_uint()
+        return _HostLoop(self, again, self.capture(lambda: enqueue(ctypes.addressof(again))))
 
     def _enqueue(self, work: Callable[[], None]) -> None:
         if self._recording is not None:
@@ -237,3 +251,22 @@ class _HostGraph:
     def launch(self) -> None:
         for work in self._work:
             self._device._enqueue(work)
+
+    def run(self) -> None:
+        for work in self._work:
+            work()
+
+
+class _HostLoop:
+    def __init__(self, device: HostDevice, again: ctypes.c_uint, body: _HostGraph) -> None:
+        self._device = device
+        self._again = again
+        self._body = body
+
+    def launch(self) -> None:
+        def run() -> None:
+            self._again.value = 1
+            while self._again.value:
+                self._body.run()
+
+        self._device._enqueue(run)

@@ -37,8 +37,7 @@ def host_library() -> ctypes.CDLL:
     """All `*.cu`, compiled once for as long as they stay the same."""
     sources = sorted(SOURCES.glob("*.cu"))
     texts = {path: path.read_text("utf-8") for path in (*sources, *SOURCES.glob("*.cuh"), *HERE.glob("*.h"))}
-    # Conditional graphs are the driver's, which there is none of here.
-    kernels = [name for path in sources for name in KERNEL.findall(texts[path]) if name != "lladav_continue"]
+    kernels = [name for path in sources for name in KERNEL.findall(texts[path])]
     unit = "\n".join(
         [
             '#include "cuda_on_host.h"',

@@ -54,6 +54,16 @@ with pytest.raises(BackendError, match="refused"):
     device.capture(fail)
 device.upload(address, array)
 
+handles: list[int] = []
+repeated = device.repeat(lambda handle: (handles.append(handle), device.clear(address, 16)))
+device.download(array, address)
+assert (handles, array.tolist()) == ([4321], [2.5] * 4)
+repeated.launch()
+assert ctypes.CDLL("libcuda.so.1").played_launches() == 3
+with pytest.raises(BackendError, match="refused"):
+    device.repeat(lambda _: fail())
+device.upload(address, array)
+
 first, second = device.event(), device.event()
 first.record()
 second.record()
@@ -64,7 +74,7 @@ thread = threading.Thread(target=device.synchronize)
 thread.start()
 thread.join()
 device.free(address)
-del first, second, graph
+del first, second, graph, repeated
 gc.collect()
 device.close()
 

@@ -11,7 +11,8 @@ typedef int Result;
 enum { SUCCESS = 0, OUT_OF_MEMORY = 2, NO_BINARY = 209, NOT_FOUND = 500, CAPTURE_INVALIDATED = 901 };
 
 static int capturing, launches;
-static char stream, event, graph, executable, context, module, fill;
+static char stream, event, graph, executable, context, module, fill, body;
+static void *into = &graph, *bodies[] = {&body};
 
 Result cuInit(unsigned flags) { return (void)flags, SUCCESS; }
 Result cuDeviceGetCount(int *count) { return *count = 1, SUCCESS; }
@@ -77,7 +78,8 @@ Result cuEventElapsedTime(float *ms, void *start, void *end) { return *ms = 1.5f
 Result cuStreamBeginCapture(void *made, int mode) { return capturing = 1, made == &stream && mode == 1 ? SUCCESS : 400; }
 Result cuStreamEndCapture(void *made, void **captured) {
     capturing = 0;
-    *captured = &graph;
+    *captured = into;
+    into = &graph;
     return made == &stream ? SUCCESS : CAPTURE_INVALIDATED;
 }
 Result cuGraphInstantiateWithFlags(void **made, void *of, unsigned long long flags) { return (void)flags, *made = &executable, of == &graph ? SUCCESS : 400; }
@@ -86,6 +88,33 @@ Result cuGraphDestroy(void *made) { return made == &graph ? SUCCESS : 400; }
 Result cuGraphLaunch(void *made, void *on) { return launches++, made == &executable && on == &stream ? SUCCESS : 400; }
 Result cuGraphExecDestroy(void *made) { return made == &executable ? SUCCESS : 400; }
 Result cuDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
+Result cuGraphCreate(void **made, unsigned flags) { return *made = &graph, flags ? 1 : SUCCESS; }
+Result cuGraphConditionalHandleCreate(uint64_t *handle, void *of, void *in, unsigned value, unsigned flags) {
+    *handle = 4321;
+    return of == &graph && in == &context && value == 1 && flags == 1 ? SUCCESS : 1;
+}
+/* A loop: type 13, whose own type is 1. */
+struct Node {
+    int type, reserved[3];
+    uint64_t handle;
+    int kind;
+    unsigned size;
+    void **graphs, *context;
+};
+Result cuGraphAddNode_v2(void **made, void *to, void *behind, void *edges, size_t count, struct Node *node) {
+    if (to != &graph || behind || edges || count || node->type != 13 || node->handle != 4321) return 1;
+    if (node->kind != 1 || node->size != 1 || node->context != &context) return 1;
+    node->graphs = bodies;
+    return *made = &body, SUCCESS;
+}
+Result cuGraphAddNode(void **made, void *to, void *behind, void *edges, size_t count, struct Node *node) {
+    return cuGraphAddNode_v2(made, to, behind, edges, count, node);
+}
+Result cuStreamBeginCaptureToGraph(void *made, void *of, void *behind, void *edges, size_t count, int mode) {
+    capturing = 1;
+    into = of;
+    return made == &stream && of == &body && !behind && !edges && !count && mode == 1 ? SUCCESS : 400;
+}
 int played_launches(void) { return launches; }
 
 Result cuGetProcAddress_v2(const char *name, void **found, int version, uint64_t flags, int *status) {

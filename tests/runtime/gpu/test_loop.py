@@ -2,70 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from host_device import HostDevice
+from answers import CONFIGS, PROMPT, MakeGpu, told
 from host_executable import HostExecutable
 
-from lladav.bundle import Bundle
 from lladav.errors import BackendError, ImageError, OptionError, PromptError
-from lladav.memory_plan import Sizes
 from lladav.runtime import Answer, GenerationConfig, Pipeline, Question
-from lladav.runtime.gpu.backend import GpuBackend
-
-PROMPT = [5, 17, 230, 7, 11, 29]
-
-MakeGpu = Callable[..., tuple[Pipeline, HostDevice]]
-
-
-@pytest.fixture
-def make(compiled: None, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeGpu:  # noqa: ARG001
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    bundle = Bundle.open(tiny_bundle)
-
-    def load(
-        *, batch: int = 2, prompt: int = 64, canvas: int = 64, capturable: bool = True, **options: Any
-    ) -> tuple[Pipeline, HostDevice]:
-        device = HostDevice(**options)
-        backend = GpuBackend(
-            "host",
-            device,
-            bundle,
-            lambda graph: HostExecutable(device, bundle, graph, capturable=capturable),
-            Sizes(batch, prompt, canvas, bundle.manifest.buckets.tiles[-1]),
-        )
-        return Pipeline(bundle, backend), device
-
-    return load
-
-
-@pytest.fixture(scope="module")
-def cpu(tiny_bundle: Path) -> Pipeline:
-    return Pipeline.load(tiny_bundle, threads=1)
-
-
-def told(answer: Answer) -> list[tuple[Any, ...]]:
-    return [(s.step, s.kind, s.block, s.positions, s.tokens, s.canvas, s.masks_left) for s in answer.steps]
-
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "authors": {"preset": "exact"},
-    "blocks": {"preset": "exact", "block_length": 4, "steps": 8},
-    "cached": {"preset": "exact", "refresh_interval": 4},
-    "quality": {"preset": "quality"},
-    "balanced": {"preset": "balanced"},
-    "fast": {"preset": "fast"},
-    "threshold": {"selector": "threshold", "threshold": 0.01, "refresh_interval": 0},
-    "entropy": {"selector": "entropy", "gamma": 8.0},
-    "guided": {"preset": "exact", "cfg_scale": 1.5, "steps": 8},
-    "guided, cached": {"cfg_scale": 0.5, "refresh_interval": 2},
-    "suffix": {"suffix_ids": (9, 8), "preset": "exact"},
-    "template": {"template": '{"a": "{{3}}", "b": {{bool}}, "n": {{int:2}}}'},
-}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
