@@ -1,0 +1,100 @@
+"""`lladav profile` as it is called."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lladav.cli.app import app
+from lladav.runtime.profiling.probe import Probe
+
+
+@pytest.fixture(autouse=True)
+def _no_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The machine's rates take ten seconds to measure."""
+    found = Probe(processor="", threads=1, bandwidth=1e9, operations=1e9)
+    monkeypatch.setattr("lladav.runtime.profiling.probe.probe", lambda *_, **__: found)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def call(*arguments: str, expect: int = 0) -> tuple[str, str]:
+    result = CliRunner().invoke(app, ("profile", *arguments))
+    assert result.exit_code == expect, result.stderr
+    return result.stdout, result.stderr
+
+
+def profiled(bundle: Path, output: Path, *more: str) -> str:
+    quick = ("--gen-length", "8", "--threads", "1", "--runs", "3", "--warmup", "1", "--no-layers")
+    return call(str(bundle), *quick, "--output", str(output), *more)[0]
+
+
+def test_tables_and_files(tiny_bundle: Path, tmp_path: Path) -> None:
+    out = profiled(tiny_bundle, tmp_path / "a")
+    for word in ("answer", "sampling", "masks left", "peak of an answer", "bound by", "missed frames"):
+        assert word in out
+    assert (tmp_path / "a" / "report.html").exists()
+    written = json.loads((tmp_path / "a" / "profile.json").read_text())
+    assert written["workload"]["synthetic"]
+    assert len(written["runs"]) == 3
+    assert written["memory"]["total"] > 0
+
+
+def test_a_question_of_ones_own(tiny_bundle: Path, tmp_path: Path) -> None:
+    profiled(tiny_bundle, tmp_path / "a", "--prompt", "the image", "--deadline-ms", "10000", "--fps", "1000")
+    written = json.loads((tmp_path / "a" / "profile.json").read_text())
+    assert not written["workload"]["synthetic"]
+    assert written["workload"]["crops"] == 0
+    assert written["frames"]["# of Missed Deadlines"] == 0
+    assert written["frames"]["# of Frames Sent"] > 3
+
+
+def test_two_profiles_are_compared(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lladav.runtime.profiling.output.can_draw", lambda: False)  # pictures take most of the time
+    for name in ("a", "b"):
+        profiled(tiny_bundle, tmp_path / name)
+    files = [str(tmp_path / name / "profile.json") for name in ("a", "b")]
+    out, _ = call("--compare", *files)
+    assert "ratio" in out
+    assert "refresh" in out
+    profiled(tiny_bundle, tmp_path / "b", "--preset", "realtime", "--force")
+    assert "different workloads" in call("--compare", *files, expect=1)[1]
+
+
+def test_a_report_is_drawn_of_a_profile_from_elsewhere(tiny_bundle: Path, tmp_path: Path) -> None:
+    profiled(tiny_bundle, tmp_path / "a")
+    page = tmp_path / "a" / "report.html"
+    page.unlink()
+    call("--report", str(tmp_path / "a" / "profile.json"))
+    assert page.exists()
+
+
+def test_an_output_that_exists_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    error = call(str(tmp_path / "no-bundle"), "--output", str(tmp_path / "a"), expect=1)[1]
+    assert "exists already" in error
+    assert "--force" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "exactly one of a bundle"),
+        (("bundle", "--report", "p.json"), "exactly one of a bundle"),
+        (("bundle", "--runs", "0"), "0 runs measure nothing"),
+        (("bundle", "--synthetic", "--prompt", "x"), "contradict"),
+        (("bundle", "--image", "x.png"), "asks nothing"),
+        (("bundle", "--fps", "0"), "camera"),
+    ],
+)
+def test_options_that_make_no_sense(arguments: tuple[str, ...], said: str) -> None:
+    assert said in call(*arguments, expect=2)[1]
+
+
+def test_profiles_that_cannot_be_read(tmp_path: Path) -> None:
+    file = tmp_path / "profile.json"
+    file.write_text('{"schema_version": 1, "runs": [')
+    assert "cannot be read as a profile" in call("--compare", str(file), str(file), expect=1)[1]
+    assert "cannot be read as a profile" in call("--report", str(file), expect=1)[1]

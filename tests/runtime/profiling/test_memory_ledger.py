@@ -1,0 +1,98 @@
+"""Memory by category against what the kernel counts."""
+
+from __future__ import annotations
+
+import mmap
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lladav.runtime.profiling import Measured
+from lladav.runtime.profiling.memory import Resident, nvmap, present
+
+DEMO = Path(__file__).resolve().parents[3] / "benchmarks" / "demo_checkpoint" / "checkpoint"
+
+# In a process of its own: the tests' own memory would count as the answer's.
+_ACCOUNT = """
+import sys
+from pathlib import Path
+from lladav.runtime import GenerationConfig
+from lladav.runtime.profiling import MemoryLedger, profile, synthetic
+from lladav.runtime.tracing import traced
+from lladav.runtime import Pipeline
+
+bundle = Path(sys.argv[1])
+ledger = MemoryLedger(bundle)
+with traced(ledger):
+    pipeline = Pipeline.load(bundle, threads=2, feature_cache_bytes=0)
+    if pipeline.bundle.manifest.geometry.vision is not None:
+        pipeline.pictures.load()
+ledger.loaded()
+asking = synthetic(pipeline, GenerationConfig(preset="quality"))
+print(profile(pipeline, asking, runs=3, ledger=ledger, layers=False).profile.text())
+"""
+
+
+def test_pages_exist_once_they_are_written() -> None:
+    memory = mmap.mmap(-1, 1 << 22)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    array = np.frombuffer(memory, np.uint8)
+    assert present([array]) == 0
+    array[: 1 << 21] = 1
+    assert present([array]) == present([array, array]) == 1 << 21
+
+
+def test_anonymous_memory_grows_by_what_is_written() -> None:
+    before = Resident.now().anonymous
+    array = np.ones(1 << 25, np.uint8)
+    assert Resident.now().anonymous - before == pytest.approx(array.nbytes, rel=0.1)
+
+
+def test_mapped_files_are_told_by_path(tmp_path: Path) -> None:
+    file = tmp_path / "some.weights"
+    file.write_bytes(bytes(1 << 22))
+    mapped = np.memmap(file, np.uint8, "r")
+    assert mapped.sum() == 0
+    assert Resident.now().under(tmp_path, ".weights") == 1 << 22
+
+
+def test_nvmap_is_read_by_process(tmp_path: Path) -> None:
+    clients = tmp_path / "clients"
+    clients.write_text(
+        "CLIENT                        PROCESS      PID        SIZE\n"
+        "user                          python3     1234    2048K\n"
+        "user                          Xorg        99       512K\n"
+    )
+    assert nvmap(clients, 1234) == 2048 * 1024
+    assert nvmap(tmp_path / "none") is None
+
+
+def test_buffers_are_in_their_categories(measured: Measured) -> None:
+    memory = measured.profile.memory
+    assert memory is not None
+    parts = {part.name: part for part in memory.parts}
+    assert parts["prompt KV"].bytes > 0
+    assert parts["embedding table"].file_backed
+    assert not parts["weights"].file_backed
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from lladav.export import ExportConfig, export
+
+    return export(DEMO, tmp_path_factory.mktemp("demo") / "bundle", ExportConfig(dtype="fp16", verify=False)).path
+
+
+def test_categories_add_up_to_the_peak_of_the_process(demo_bundle: Path, tmp_path: Path) -> None:
+    from lladav.runtime.profiling import Profile
+
+    command = [sys.executable, "-c", _ACCOUNT, str(demo_bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    file = tmp_path / "profile.json"
+    file.write_text(done.stdout)
+    memory = Profile.read(file).memory
+    assert memory is not None
+    assert abs(memory.unexplained) <= 0.05
