@@ -55,7 +55,9 @@ class Rig:
             raise CannotRunError(f"no GPU can be used: {error}") from error
 
     @contextmanager
-    def pipeline(self, backend: str, bundle: Bundle, limits: Limits, *, captured: bool = True) -> Iterator[Pipeline]:
+    def pipeline(
+        self, backend: str, bundle: Bundle, limits: Limits, *, captured: bool = True, bursts: bool = False
+    ) -> Iterator[Pipeline]:
         """A bundle loaded; its memory is given back at the end.
 
         Args:
@@ -63,13 +65,15 @@ class Rig:
             bundle: an open bundle.
             limits: of answers.
             captured: whether passes are replayed as graphs; else each is enqueued anew.
+            bursts: whether the GPU repeats the steps between two refreshes by itself.
 
         Raises:
             LladavError: the backend does not load.
         """
         sizes = limits.sizes(bundle)
         load = self.loader(backend, bundle, self.device, sizes, captured)
-        loaded = GpuBackend(backend, self.device, bundle, load if captured else lambda graph: Plain(load(graph)), sizes)
+        wanted = load if captured else lambda graph: Plain(load(graph))
+        loaded = GpuBackend(backend, self.device, bundle, wanted, sizes, bursts=bursts)
         try:
             yield Pipeline(bundle, loaded)
         finally:

@@ -26,6 +26,9 @@ from lladav.runtime.window import window_size
 MOST_OVER_ROOFLINE = 1.5
 MOST_HOST_GAP_US = 30.0
 
+LAUNCHES: dict[str, dict[str, bool]] = {"graph": {}, "plain": {"captured": False}, "repeated": {"bursts": True}}
+"""How steps are launched: each as a captured graph, each call by call, or by the GPU itself."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -59,9 +62,9 @@ def steps(rig: Rig, bundle: Bundle, prompts: Sequence[int], canvases: Sequence[i
 
     def measure(backend: str) -> dict[str, dict[str, Measured]]:
         found: dict[str, dict[str, Measured]] = {}
-        for captured, name in ((True, "graph"), (False, "plain")):
-            limits = Limits(prompt=max(prompts), canvas=max(canvases))
-            with rig.pipeline(backend, bundle, limits, captured=captured) as pipeline:
+        limits = Limits(prompt=max(prompts), canvas=max(canvases))
+        for name, options in LAUNCHES.items():
+            with rig.pipeline(backend, bundle, limits, **options) as pipeline:
                 found[name] = {
                     f"{prompt}+{canvas}": measure_size(rig, pipeline, prompt, canvas, min(count, canvas))
                     for prompt in prompts

@@ -186,7 +186,7 @@ def test_steps(rig: Rig, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Non
     found = steps.steps(rig, bundle, prompts=(40,), canvases=(8, 16), count=6)
     own = found.figures["backends"]["host"]
     assert {(name, size) for name, sizes in own.items() for size in sizes} == {
-        (name, size) for name in ("graph", "plain") for size in ("40+8", "40+16")
+        (name, size) for name in ("graph", "plain", "repeated") for size in ("40+8", "40+16")
     }
     for sizes in own.values():
         for one in sizes.values():
@@ -195,9 +195,9 @@ def test_steps(rig: Rig, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Non
             assert one["fallbacks"] == ()
     device = rig.device
     assert isinstance(device, HostDevice)
-    # Refresh and step per canvas, and none where they are launched plainly.
-    assert device.captures_made == 4
-    assert len(found.tables[0].rows) == 4
+    # Per canvas refresh and step; none where they are launched plainly; and with the loop of steps.
+    assert device.captures_made == 4 + 0 + 6
+    assert len(found.tables[0].rows) == 6
 
 
 def test_caption(rig: Rig, bundle: Bundle) -> None:
