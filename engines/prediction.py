@@ -16,9 +16,9 @@ from lladav.costs import Bound, Numbers, Rates, pass_cost
 from lladav.engines.needs import Needs, memory_needs
 from lladav.engines.profiles import BATCH
 from lladav.engines.target import EnginePrecision, Target, load_target
-from lladav.errors import EngineError, OptionError
+from lladav.errors import EngineError
 from lladav.manifest import INT4_BLOCK, Manifest, Precision, Quantization
-from lladav.memory_plan import BYTES, Sizes, default_canvas
+from lladav.memory_plan import BYTES, Sizes, check_sizes, default_canvas
 from lladav.records import engine_precision
 
 # Llama-3-8B with TinyChat on Jetson AGX Orin 64 GB, as published: 15.0 GB of fp16 weights read in
@@ -120,13 +120,7 @@ def predict(
             cure=f"pass --precision {' or '.join(p for p in PREDICTED if p in wanted.precisions)}",
         )
     canvas = default_canvas(manifest) if canvas is None else canvas
-    if canvas not in manifest.buckets.canvas:
-        raise OptionError(
-            f"{canvas} is no canvas bucket of this bundle",
-            cure=f"choose of {', '.join(map(str, manifest.buckets.canvas))}",
-        )
-    if batch < 1:
-        raise OptionError(f"a batch of {batch} holds nothing", cure="pass 1 or more")
+    check_sizes(manifest, Sizes(batch, manifest.buckets.prompt[0], canvas, 0))
     numbers, rates = _numbers(manifest, precision), rates_of(wanted)
     rows = []
     for prompt in manifest.buckets.prompt:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lladav.cli import screen
+from lladav.cli.plan_here import plan_here
 from lladav.errors import OptionError
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 def plan(
     bundle: Annotated[Path, typer.Argument(help="Folder made by `lladav export`.")],
-    target: Annotated[str, typer.Option(help="What to predict for; an unknown name lists them all.")],
+    target: Annotated[
+        str, typer.Option(help="What to predict for, `cpu` is this machine's; an unknown name lists them all.")
+    ],
     precision: Annotated[
         str | None,
         typer.Option(metavar="fp16|bf16|int8|int4", help="As if exported in that; by default the bundle's own."),
@@ -29,12 +32,28 @@ def plan(
         int | None, typer.Option(help="Canvas bucket.", show_default="that of the default answer length")
     ] = None,
     batch: Annotated[int, typer.Option(help="Sequences side by side.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(help="With `--target cpu`.", show_default="all cores of this machine")
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="With `--target cpu`: measure what this machine reaches anew.")
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="With `--target cpu`: run the passes, and show the predictions' error.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Predict memory and latency on a target, without having it."""
     from lladav.engines import predict
     from lladav.engines.prediction import PREDICTED
 
+    if target == "cpu":
+        if precision is not None:
+            raise OptionError("the CPU computes what the bundle holds", cure="leave --precision out")
+        plan_here(bundle, canvas, batch, threads, renew=probe, measure=measure, as_json=as_json)
+        return
+    if threads is not None or probe or measure:
+        raise OptionError("--threads, --probe and --measure are for this machine's CPU", cure="pass --target cpu")
     asked: EnginePrecision | None = next((name for name in PREDICTED if name == precision), None)
     if precision is not None and asked is None:
         raise OptionError(f"--precision {precision!r} is not predicted", cure=f"choose {' or '.join(PREDICTED)}")
@@ -64,8 +83,8 @@ def _rows(found: Prediction) -> Table:
         free = Text(screen.size(row.free)) if row.free >= 0 else Text(f"-{screen.size(-row.free)}", "bold red")
         table.add_row(
             f"{row.prompt:,}",
-            _milliseconds(row.refresh_ms),
-            _milliseconds(row.step_ms),
+            screen.milliseconds(row.refresh_ms),
+            screen.milliseconds(row.step_ms),
             *(screen.size(count) for count in needs),
             free,
         )
@@ -79,10 +98,6 @@ def _print_verdict(found: Prediction, out: Console) -> None:
     else:
         short = screen.size(-found.rows[0].free)
         out.print(Text("does not fit:", "bold red"), f"{short} are missing for the shortest prompts already")
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _basis(found: Prediction) -> Table:

@@ -57,6 +57,11 @@ def verdict(good: bool, yes: str, no: str) -> Text:
     return Text(yes, "green") if good else Text(no, "bold red")
 
 
+def milliseconds(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def size(count: float) -> str:
     """Bytes as a person reads them: `1.6 MB`."""
     for unit in ("B", "kB", "MB", "GB"):

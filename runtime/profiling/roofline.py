@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 from lladav.costs import Bound, Numbers, PassName, Roofline, pass_cost
@@ -40,26 +38,3 @@ def held_up_by(least: Roofline, graph_ms: float, host_ms: float = 0.0) -> Holdup
     """
     parts: dict[Holdup, float] = {least.bound: least.ms, "launch": graph_ms - least.ms, "host": host_ms}
     return max(parts, key=parts.__getitem__)
-
-
-@dataclass(frozen=True)
-class PromptRooflines:
-    """Of one prompt bucket."""
-
-    prompt: int
-    refresh: Roofline
-    step: Roofline
-
-
-def prompt_rooflines(manifest: Manifest, probe: Probe, canvas: int, batch: int = 1) -> Iterator[PromptRooflines]:
-    """Refresh and step for every prompt bucket: what `lladav plan --target cpu` predicts.
-
-    Args:
-        manifest: of the bundle.
-        probe: of this machine.
-        canvas: positions, all of whose logits are computed.
-        batch: sequences side by side.
-    """
-    for prompt in manifest.buckets.prompt:
-        sizes = Sizes(batch, prompt, canvas, 0)
-        yield PromptRooflines(prompt, *(roofline(manifest, kind, sizes, probe) for kind in ("refresh", "step")))

@@ -14,9 +14,10 @@ from lladav.bundle import Bundle
 from lladav.costs import Numbers, Roofline, pass_cost
 from lladav.memory_plan import Sizes
 from lladav.runtime.profiling import probe as probing
+from lladav.runtime.profiling.prediction import PredictedPass, predict_here
 from lladav.runtime.profiling.probe import Probe, measure, probe
 from lladav.runtime.profiling.product_graph import product_graph
-from lladav.runtime.profiling.roofline import held_up_by, prompt_rooflines, roofline
+from lladav.runtime.profiling.roofline import held_up_by, roofline
 
 RATES = Probe(processor="a processor", threads=1, bandwidth=1e9, operations=1e10)
 
@@ -107,11 +108,17 @@ def test_float16_is_widened_on_the_cpu(tiny_bundle: Path) -> None:
 
 
 def test_every_prompt_bucket_has_one(tiny_bundle: Path) -> None:
-    manifest = Bundle.open(tiny_bundle).manifest
-    found = list(prompt_rooflines(manifest, RATES, canvas=32))
-    assert [one.prompt for one in found] == list(manifest.buckets.prompt)
-    assert found[0].refresh == roofline(manifest, "refresh", Sizes(1, found[0].prompt, 32, 0), RATES)
-    assert all(a.refresh.ms < b.refresh.ms and a.step.ms < b.step.ms for a, b in itertools.pairwise(found))
+    bundle = Bundle.open(tiny_bundle)
+    found = list(predict_here(bundle, RATES, canvas=32))
+    assert [one.prompt for one in found] == list(bundle.manifest.buckets.prompt)
+    first = roofline(bundle.manifest, "refresh", Sizes(1, found[0].prompt, 32, 0), RATES)
+    assert found[0].refresh == PredictedPass(first, None)
+    assert found[0].refresh.error is None
+    assert all(a.step.roofline.ms < b.step.roofline.ms for a, b in itertools.pairwise(found))
+
+
+def test_error_is_a_share_of_what_was_measured() -> None:
+    assert PredictedPass(Roofline(1, 1, 4.0, "bandwidth"), 5.0).error == pytest.approx(-0.2)
 
 
 @pytest.mark.parametrize(

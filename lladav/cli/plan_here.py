@@ -1,0 +1,102 @@
+"""`lladav plan --target cpu`: predictions for the machine that it runs on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from lladav.cli import screen
+from lladav.errors import OptionError
+
+if TYPE_CHECKING:
+    from lladav.runtime.profiling.prediction import CpuRow, PredictedPass
+    from lladav.runtime.profiling.probe import Probe
+
+
+def plan_here(
+    bundle: Path,
+    canvas: int | None,
+    batch: int,
+    threads: int | None,
+    *,
+    renew: bool,
+    measure: bool,
+    as_json: bool,
+) -> None:
+    """Prints how long passes take on this machine's CPU, and how far that is from what they do take.
+
+    Args:
+        bundle: folder made by `lladav export`.
+        canvas: bucket; None takes that of the default answer length.
+        batch: sequences side by side.
+        threads: of one operator; None is all cores.
+        renew: measure the machine's rates anew.
+        measure: run the passes.
+        as_json: print one JSON object.
+
+    Raises:
+        OptionError: a size that means nothing.
+    """
+    from lladav.bundle import Bundle
+    from lladav.memory_plan import Sizes, check_sizes, default_canvas
+    from lladav.runtime.profiling.prediction import predict_here
+    from lladav.runtime.profiling.probe import probe
+
+    if threads is not None and threads < 1:
+        raise OptionError(f"{threads} threads cannot run anything", cure="pass --threads 1 or more, or leave it out")
+    opened = Bundle.open(bundle)
+    if opened.manifest.precision == "bf16":
+        raise OptionError("a bundle in bf16 is for engines: nothing computes it on a CPU", cure="pass another --target")
+    chosen = default_canvas(opened.manifest) if canvas is None else canvas
+    check_sizes(opened.manifest, Sizes(batch, opened.manifest.buckets.prompt[0], chosen, 0))
+    rates = probe(threads, renew=renew)
+    rows = list(predict_here(opened, rates, chosen, batch, measured=measure))
+    if as_json:
+        screen.print_json(
+            {
+                "predicted": True,
+                "target": "cpu",
+                "probe": rates.model_dump(),
+                "canvas": chosen,
+                "batch": batch,
+                "rows": [
+                    {"prompt": row.prompt, "refresh": row.refresh.to_json(), "step": row.step.to_json()} for row in rows
+                ],
+            }
+        )
+        return
+    out = screen.stdout()
+    out.print(_rows(rows, rates, chosen, batch))
+    out.print()
+    out.print(_basis(rates))
+
+
+def _rows(rows: list[CpuRow], rates: Probe, canvas: int, batch: int) -> Table:
+    columns = (
+        "prompt",
+        *(f"{kind} {what}" for kind in ("refresh", "step") for what in ("ms", "bound", "measured", "error")),
+    )
+    table = screen.table(
+        f"Predicted: {rates.processor}, {rates.threads} threads, canvas {canvas}, batch {batch}",
+        *columns,
+        numbers=(0, 1, 3, 4, 5, 7, 8),
+    )
+    for row in rows:
+        table.add_row(f"{row.prompt:,}", *_cells(row.refresh), *_cells(row.step))
+    return table
+
+
+def _cells(one: PredictedPass) -> tuple[str, str, str, str]:
+    measured = "" if one.measured_ms is None else screen.milliseconds(one.measured_ms)
+    error = "" if one.error is None else f"{one.error:+.0%}"
+    return screen.milliseconds(one.roofline.ms), one.roofline.bound, measured, error
+
+
+def _basis(rates: Probe) -> Table:
+    table = screen.facts("From")
+    table.add_row("bandwidth", f"{rates.bandwidth / 1e9:,.1f} GB/s, copies measured on this machine")
+    table.add_row("matrix products", f"{rates.operations / 1e9:,.0f} GFLOPS, float32, measured on this machine")
+    table.add_row("not counted", "vision encoder, sampling, and all that is no matrix product")
+    return table
