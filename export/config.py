@@ -25,7 +25,8 @@ class ExportConfig(BaseModel):
         vocab_rows: `tokenizer` cuts embedding and head to the tokenizer's length as the authors'
             loader does; `all` keeps every row.
         quantize: integers for the linear layers, see `Quantization`; None leaves them in `dtype`.
-        statistics: file of `lladav calibrate` that says how large the inputs of layers are, for `w8a8`.
+        statistics: file of `lladav calibrate` that says how large the inputs of layers are: `w8a8` needs it,
+            and `w4` is more exact with it.
         keep_layers: linear layers that are no integers all the same, by name in the checkpoint; `*` stands
             for anything.
         head_parts: into how many products along the vocabulary the head is split; None is as many as
@@ -62,8 +63,10 @@ class ExportConfig(BaseModel):
 
     @model_validator(mode="after")
     def _integers(self) -> ExportConfig:
-        if (self.quantize == "w8a8") != (self.statistics is not None):
-            raise ValueError("w8a8 needs statistics, and nothing else takes them")
+        if self.quantize == "w8a8" and self.statistics is None:
+            raise ValueError("w8a8 needs statistics")
+        if self.statistics is not None and self.quantize not in ("w8a8", "w4"):
+            raise ValueError("only w8a8 and w4 take statistics")
         if self.keep_layers and self.quantize is None:
             raise ValueError("keep_layers without quantize means nothing: all layers are kept")
         return self

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import platform
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -19,12 +21,15 @@ from lladav.errors import CheckpointError
 from lladav.export import require
 from lladav.export.checkpoint import Checkpoint
 from lladav.export.config import COMPUTE_TYPES, ExportConfig
-from lladav.export.coverage import check_coverage
+from lladav.export.coverage import check_coverage, linear_layers
 from lladav.export.denoiser_graph import denoiser, denoiser_cpu
-from lladav.export.graph_form import GraphForm, head_parts, linear_forms, matching_layers
+from lladav.export.graph_form import GraphForm, LinearForm, head_parts, linear_forms, matching_layers
+from lladav.export.migration import FILE as MIGRATION
+from lladav.export.migration import Migration
 from lladav.export.model_config import read_geometry, read_preprocessing, read_tokens, tokenizer_length
 from lladav.export.onnx_graph import GraphBuilder
 from lladav.export.progress import Progress
+from lladav.export.smoothing import smooth
 from lladav.export.stored_weight import ELEMENT_BITS
 from lladav.export.vision_graphs import connector, vision_encoder
 from lladav.export.weights import HashedFile, WeightStream
@@ -88,19 +93,15 @@ def export(
     precision = config.dtype or ("fp32" if source.dtype == "float32" else "fp16")
     compute = COMPUTE_TYPES[precision]
     width = ELEMENT_BITS[compute] // 8
-    quantization = _quantization(config, geometry)
     statistics = Statistics.open(config.statistics) if config.statistics else None
-    form = GraphForm(
-        compute,
-        config.head_parts or head_parts(geometry.language, width),
-        linear_forms(geometry, quantization, statistics) if quantization else {},
-    )
+    integers = _integers(config, source, geometry, statistics, progress)
+    form = GraphForm(compute, config.head_parts or head_parts(geometry.language, width), integers.forms)
     builders = build_graphs(geometry, form)
     table = rows * geometry.language.hidden_size * width
     needed = sum(b.weights_bytes for b in builders if b.owns_weights) + table + (1 << 24)
     with staged_folder(Path(bundle), needed) as folder:
         progress.start("weights", _used_bytes(source, builders, geometry))
-        stream = WeightStream(source, progress.advance)
+        stream = WeightStream(source, progress.advance, integers.migration)
         files = []
         for builder in builders:
             if builder.owns_weights:
@@ -111,10 +112,13 @@ def export(
         shutil.copyfile(source.path / "tokenizer.json", folder / "tokenizer.json")
         (folder / "export.json").write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
         small = [f"{b.name}.onnx" for b in builders] + ["tokenizer.json", "export.json"]
+        if integers.migration.sources:
+            integers.migration.write(folder)
+            small.append(MIGRATION)
         max_prompt = int(source.config.get("tokenizer_model_max_length") or geometry.language.max_positions)
         manifest = Manifest(
             precision=precision,
-            quantization=quantization,
+            quantization=integers.quantization,
             head_parts=form.head_parts,
             geometry=geometry,
             graphs={b.name: b.spec() for b in builders},
@@ -152,11 +156,30 @@ def build_graphs(geometry: Geometry, form: GraphForm) -> list[GraphBuilder]:
     return graphs
 
 
-def _quantization(config: ExportConfig, geometry: Geometry) -> Quantization | None:
+class _Integers(NamedTuple):
+    """What becomes integers, and how."""
+
+    quantization: Quantization | None = None
+    forms: Mapping[str, LinearForm] = MappingProxyType({})
+    migration: Migration = Migration()
+
+
+def _integers(
+    config: ExportConfig, source: Checkpoint, geometry: Geometry, statistics: Statistics | None, progress: Progress
+) -> _Integers:
+    """As asked for; where there are statistics, with what a search on them finds to be better."""
     if config.quantize is None:
-        return None
+        return _Integers()
     block = INT4_BLOCK if config.quantize == "w4" else None
-    return Quantization(form=config.quantize, block=block, kept=matching_layers(geometry, config.keep_layers))
+    asked = Quantization(form=config.quantize, block=block, kept=matching_layers(geometry, config.keep_layers))
+    forms = linear_forms(geometry, asked, statistics)
+    if statistics is None:
+        return _Integers(asked, forms)
+    statistics.check_geometry(geometry)
+    found = smooth(source, geometry.language, forms, statistics, progress)
+    kept = tuple(name for name in linear_layers(geometry) if name in (*asked.kept, *found.too_wrong))
+    better = asked.model_copy(update={"kept": kept})
+    return _Integers(better, linear_forms(geometry, better, statistics, found.migration), found.migration)
 
 
 def _vocabulary_rows(source: Checkpoint, config: ExportConfig) -> int:

@@ -10,6 +10,7 @@ from typing import Literal
 from lladav.errors import OptionError
 from lladav.export.coverage import linear_layers
 from lladav.export.input_ranges import input_range
+from lladav.export.migration import Migration
 from lladav.geometry import Geometry, LanguageGeometry
 from lladav.manifest import LANGUAGE_LAYERS, Quantization, TensorType
 from lladav.statistics import Statistics
@@ -84,7 +85,10 @@ def matching_layers(geometry: Geometry, patterns: Sequence[str]) -> tuple[str, .
 
 
 def linear_forms(
-    geometry: Geometry, quantization: Quantization, statistics: Statistics | None = None
+    geometry: Geometry,
+    quantization: Quantization,
+    statistics: Statistics | None = None,
+    migration: Migration | None = None,
 ) -> dict[str, LinearForm]:
     """The form of every linear layer that becomes integers.
 
@@ -94,6 +98,7 @@ def linear_forms(
         geometry: of the model.
         quantization: what was asked for.
         statistics: of the language model's layers, whose inputs become integers by them, for `w8a8`.
+        migration: of sizes from these inputs into weights.
 
     Raises:
         CalibrationError: the statistics lack a layer, or say nothing about its input.
@@ -106,6 +111,7 @@ def linear_forms(
         if integers.bits == 4:
             forms[name] = LinearForm("int4", integers.block)
         else:
-            seen = statistics if name.startswith(LANGUAGE_LAYERS) else None
-            forms[name] = LinearForm("int8", input_range=input_range(seen, name) if seen else None)
+            seen = statistics if quantization.form == "w8a8" and name.startswith(LANGUAGE_LAYERS) else None
+            factors = migration.linears.get(name) if migration else None
+            forms[name] = LinearForm("int8", input_range=input_range(seen, name, factors) if seen else None)
     return forms

@@ -8,6 +8,7 @@ from time import perf_counter
 from lladav.bundle import Bundle
 from lladav.errors import BackendError, CheckpointError
 from lladav.export.checkpoint import Checkpoint
+from lladav.export.migration import MigratedCheckpoint, Migration
 from lladav.export.model_config import read_geometry
 from lladav.export.progress import Progress
 from lladav.export.verification import DeviationError, VerificationReport
@@ -58,6 +59,7 @@ def verify(
             cure="pass the checkpoint that was exported",
         )
     integers = StoredIntegers(opened)
+    source = MigratedCheckpoint.of(source, Migration.read(opened.path, geometry.language))
     reference = StreamedReference(source, geometry, integers)
     files = {graph.weights for graph in opened.manifest.graphs.values()}
     progress.start("verify", sum(entry.bytes for entry in opened.manifest.files if entry.path in files))

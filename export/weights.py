@@ -13,6 +13,7 @@ import numpy as np
 
 from lladav.errors import CheckpointError, ExportError
 from lladav.export.checkpoint import Checkpoint, finite
+from lladav.export.migration import Migration
 from lladav.export.quantize import packed, round_to_nearest
 from lladav.export.stored_weight import StoredType, Weight
 from lladav.manifest import FileEntry, TensorType
@@ -31,11 +32,15 @@ class WeightStream:
     Args:
         checkpoint: the source.
         progress: called with the number of source bytes read since the last call.
+        migration: changes tensors on the way, after their fingerprint was taken.
     """
 
-    def __init__(self, checkpoint: Checkpoint, progress: Callable[[int], None]) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, progress: Callable[[int], None], migration: Migration | None = None
+    ) -> None:
         self._checkpoint = checkpoint
         self._progress = progress
+        self._migration = migration or Migration()
         self._digests: dict[str, str] = {}
 
     def fingerprint(self) -> str:
@@ -47,7 +52,7 @@ class WeightStream:
         return total.hexdigest()
 
     def blocks(self, source: str, rows: int) -> Iterator[np.ndarray]:
-        """The first `rows` rows of a tensor in blocks of its own type.
+        """The first `rows` rows of a tensor in blocks, of its own type unless they were changed.
 
         Raises:
             CheckpointError: a value is not finite.
@@ -66,7 +71,7 @@ class WeightStream:
                     cure="fetch the shard again; if it stays, the checkpoint itself is broken",
                 )
             if start < rows:
-                yield block[: rows - start]
+                yield self._migration.applied(source, block[: rows - start], start)
         self._digests[source] = digest.hexdigest()
 
     def converted(self, source: str, rows: int, dtype: StoredType) -> Iterator[np.ndarray]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from lladav.errors import CalibrationError
+from lladav.geometry import Geometry
 from lladav.manifest import Manifest
 from lladav.staging import sync
 from lladav.statistics_header import Condition, Header
@@ -27,6 +28,7 @@ Counts = npt.NDArray[np.int64]
 
 SUFFIX = ".npz"
 _HEADER = "header.json"
+_CALIBRATE = "calibrate a bundle of this checkpoint with `lladav calibrate`"
 _ARRAYS: dict[str, type[np.generic]] = {"absmax": np.float32, "square_sum": np.float64, "histogram": np.int64}
 # A bin is what a float32's exponent and the highest bits of its fraction have in common.
 _FRACTION_BITS = 3
@@ -157,16 +159,23 @@ class Statistics:
         Raises:
             CalibrationError: of another checkpoint or geometry.
         """
-        cure = "calibrate a bundle of this checkpoint with `lladav calibrate`"
         ours, theirs = self.header.checkpoint, manifest.checkpoint.fingerprint
         if ours != theirs:
             raise CalibrationError(
-                f"the statistics are of the checkpoint {ours[:12]}, this one is {theirs[:12]}", cure=cure
+                f"the statistics are of the checkpoint {ours[:12]}, this one is {theirs[:12]}", cure=_CALIBRATE
             )
-        if self.header.geometry != manifest.geometry:
+        self.check_geometry(manifest.geometry)
+
+    def check_geometry(self, geometry: Geometry) -> None:
+        """The part of `check` that needs no weights.
+
+        Raises:
+            CalibrationError: of another geometry.
+        """
+        if self.header.geometry != geometry:
             raise CalibrationError(
-                f"the statistics are of another geometry: {self.header.geometry} instead of {manifest.geometry}",
-                cure=cure,
+                f"the statistics are of another geometry: {self.header.geometry} instead of {geometry}",
+                cure=_CALIBRATE,
             )
 
     @property

@@ -38,7 +38,7 @@ def export(
         typer.Option(metavar="w8|w4|w8a8", help="Integers for the linear layers: weights, or weights and inputs."),
     ] = None,
     statistics: Annotated[
-        Path | None, typer.Option(help="What `lladav calibrate` wrote; w8a8 takes its scales from it.")
+        Path | None, typer.Option(help="What `lladav calibrate` wrote; w8a8 needs it, w4 may have it.")
     ] = None,
     keep_layers: Annotated[
         str | None, typer.Option(metavar="NAME,NAME,...", help="Linear layers that are no integers; * is anything.")

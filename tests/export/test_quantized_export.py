@@ -20,6 +20,7 @@ from lladav.cli.app import app
 from lladav.errors import CalibrationError, CheckpointError, ExportError, OptionError, VerificationError
 from lladav.export import ExportConfig, export
 from lladav.export.coverage import linear_layers
+from lladav.export.migration import Migration
 from lladav.export.quantize import dequantized
 from lladav.export.stored_integers import StoredIntegers
 from lladav.manifest import Precision, Quantization, QuantizedForm
@@ -144,6 +145,7 @@ def test_integers_are_near_the_weights(exports: Exports, form: QuantizedForm) ->
     """Relative to the largest of a row, and so of what it computes."""
     integers = StoredIntegers(exports(form))
     plain = exports(None)
+    migration = Migration.read(exports(form).path, plain.manifest.geometry.language)
     for graph in ("denoiser", "vision_encoder", "connector"):
         tensors = {t.name: t for t in load(plain, graph).graph.initializer}
         for linear in (name for name in integers if integers.graph(name) == graph):
@@ -151,6 +153,7 @@ def test_integers_are_near_the_weights(exports: Exports, form: QuantizedForm) ->
             shape = tuple(tensors[f"{linear}.weight"].dims)
             file = plain.file(place["location"])
             weights = np.fromfile(file, "<f4", int(np.prod(shape)), offset=int(place["offset"])).reshape(shape).T
+            weights = migration.applied(f"{linear}.weight", weights)
             rows = integers.rows(linear)
             levels = 254 if rows.scales.shape[1] == 1 and form != "w4" else 14
             error = np.abs(dequantized(rows) - weights).max(axis=1)
@@ -299,7 +302,14 @@ def test_options_that_mean_nothing(tiny_checkpoint: Path, tmp_path: Path, option
     assert said in " ".join(result.stderr.split())
 
 
-@pytest.mark.parametrize(("form", "given"), [("w8a8", None), ("w8", Path("seen.npz")), (None, Path("seen.npz"))])
-def test_statistics_belong_to_w8a8(form: QuantizedForm | None, given: Path | None) -> None:
-    with pytest.raises(ValueError, match="w8a8 needs statistics"):
+@pytest.mark.parametrize(
+    ("form", "given", "said"),
+    [
+        ("w8a8", None, "w8a8 needs statistics"),
+        ("w8", Path("seen.npz"), "only w8a8 and w4 take"),
+        (None, Path("seen.npz"), "only w8a8 and w4 take"),
+    ],
+)
+def test_statistics_belong_to_forms_that_use_them(form: QuantizedForm | None, given: Path | None, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
         ExportConfig(quantize=form, statistics=given)
