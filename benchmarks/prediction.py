@@ -25,7 +25,7 @@ from lladav.manifest import QuantizedForm
 from lladav.runtime.profiling.prediction import predict_here
 from lladav.runtime.profiling.probe import Probe, probe
 
-PROMPTS, CANVASES = (256, 1024, 3072), (32, 64, 128)
+PROMPTS, CANVASES = (256, 1024, 3072), (32, 128)
 FORMS: dict[str, QuantizedForm | None] = {"fp32": None, "w8": "w8"}
 
 

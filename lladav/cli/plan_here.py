@@ -68,30 +68,29 @@ def plan_here(
         )
         return
     out = screen.stdout()
-    out.print(_rows(rows, rates, chosen, batch))
+    out.print(_rows(rows, rates, chosen, batch, measured=measure))
     out.print()
     out.print(_basis(rates))
 
 
-def _rows(rows: list[CpuRow], rates: Probe, canvas: int, batch: int) -> Table:
-    columns = (
-        "prompt",
-        *(f"{kind} {what}" for kind in ("refresh", "step") for what in ("ms", "bound", "measured", "error")),
-    )
+def _rows(rows: list[CpuRow], rates: Probe, canvas: int, batch: int, *, measured: bool) -> Table:
+    parts = ("ms", "bound", "measured", "error") if measured else ("ms", "bound")
+    columns = ["prompt", *(f"{kind} {part}" for kind in ("refresh", "step") for part in parts)]
     table = screen.table(
         f"Predicted: {rates.processor}, {rates.threads} threads, canvas {canvas}, batch {batch}",
         *columns,
-        numbers=(0, 1, 3, 4, 5, 7, 8),
+        numbers=tuple(number for number, column in enumerate(columns) if not column.endswith("bound")),
     )
     for row in rows:
         table.add_row(f"{row.prompt:,}", *_cells(row.refresh), *_cells(row.step))
     return table
 
 
-def _cells(one: PredictedPass) -> tuple[str, str, str, str]:
-    measured = "" if one.measured_ms is None else screen.milliseconds(one.measured_ms)
-    error = "" if one.error is None else f"{one.error:+.0%}"
-    return screen.milliseconds(one.roofline.ms), one.roofline.bound, measured, error
+def _cells(one: PredictedPass) -> tuple[str, ...]:
+    cells = (screen.milliseconds(one.roofline.ms), one.roofline.bound)
+    if one.measured_ms is None or one.error is None:
+        return cells
+    return (*cells, screen.milliseconds(one.measured_ms), f"{one.error:+.0%}")
 
 
 def _basis(rates: Probe) -> Table:
