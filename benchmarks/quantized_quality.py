@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+from pydantic import BaseModel
 
 from benchmarks.calibration import PROMPTS
 from benchmarks.demo_checkpoint.drawings import load_style, load_things
@@ -24,7 +27,8 @@ from benchmarks.parity import replaced
 from benchmarks.quality import Case, make_cases
 from lladav.calib import CalibrationConfig, calibrate
 from lladav.export import ExportConfig, export
-from lladav.export.agreement import AgreementReport, agreement
+from lladav.export.agreement import StepAgreement, agreement
+from lladav.export.migration import Migration
 from lladav.runtime import GenerationConfig, Pipeline
 from lladav.runtime.question import Question
 
@@ -33,6 +37,7 @@ REFERENCE = "fp16"
 GATES = {"w8a8": 0.5, "w8": 0.3, "w4": 1.5}
 """Points of accuracy that a form may lose against the reference."""
 
+WORST = 3
 _WINDOW = 16
 
 
@@ -65,36 +70,55 @@ class Form:
         name: as a gate calls it.
         options: of `ExportConfig`.
         calibration: whose statistics it takes; None for none.
+        searched: whether factors and layers to keep are searched with them.
     """
 
     name: str
-    options: dict[str, Any]
+    options: dict[str, Any] = field(hash=False)
     calibration: str | None = None
+    searched: bool = False
+
+    @property
+    def label(self) -> str:
+        """What tells it from others."""
+        if self.calibration is None:
+            return "none"
+        return self.calibration + ("" if self.searched else ", ranges alone")
 
 
+def quantised_form(name: str, calibration: str | None = None, *, searched: bool = True) -> Form:
+    """A form in integers."""
+    return Form(name, {"dtype": "fp16", "quantize": name}, calibration, calibration is not None and searched)
+
+
+SEEN = "steps and pictures"
 FORMS = (
     Form(REFERENCE, {"dtype": "fp16"}),
+    quantised_form("w8"),
+    quantised_form("w4"),
+    *(quantised_form("w4", calibration) for calibration in CALIBRATIONS if CALIBRATIONS[calibration].pictures),
+    *(quantised_form("w8a8", calibration) for calibration in CALIBRATIONS),
+    quantised_form("w8a8", SEEN, searched=False),
     Form("fp32", {"dtype": "fp32"}),
-    Form("w8", {"dtype": "fp16", "quantize": "w8"}),
-    Form("w4", {"dtype": "fp16", "quantize": "w4"}),
-    *(Form("w8a8", {"dtype": "fp16", "quantize": "w8a8"}, calibration) for calibration in CALIBRATIONS),
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Measured:
+class Measured(BaseModel):
     """One form.
 
     Attributes:
-        right: `[n]` bool, by question.
-        texts: of the answers.
-        beside: the comparison with the reference.
+        texts: all answers.
+        asked: questions that are replayed.
+        steps: what they found, of all passes.
+        worst: largest relative errors of layers.
+        kept: layers that are no integers.
     """
 
-    form: Form
-    right: np.ndarray
     texts: tuple[str, ...]
-    beside: AgreementReport
+    asked: int
+    steps: StepAgreement
+    worst: tuple[tuple[str, float], ...]
+    kept: int
 
 
 class Workplace:
@@ -122,23 +146,41 @@ class Workplace:
 
     def bundle(self, form: Form) -> Path:
         """Exports, and calibrates before where the form asks for it."""
+        path = self._folder / f"{form.name}-{form.label}".replace(" ", "_").replace(",", "")
+        if path.exists():
+            return path
         options = dict(form.options)
         if form.calibration is not None:
             options["statistics"] = self._statistics(form.calibration)
-        path = self._folder / "-".join(filter(None, (form.name, form.calibration))).replace(" ", "_")
-        if not path.exists():
-            export(DEMO, path, ExportConfig(verify=False, **options))
+        config = ExportConfig(verify=False, **options)
+        if form.calibration is None or form.searched:
+            export(DEMO, path, config)
+        else:
+            nothing = SimpleNamespace(migration=Migration(), too_wrong=(), errors={})
+            with patch("lladav.export.exporter.smooth", lambda *_: nothing):
+                export(DEMO, path, config)
         return path
 
     def measure(self, form: Form) -> Measured:
-        """Asks all questions, and replays the first ones."""
+        """Asks all questions, and replays the first ones; what was measured in this folder before is read."""
         bundle = self.bundle(form)
+        kept = bundle / "measured.json"
+        if kept.exists():
+            return Measured.model_validate_json(kept.read_text("utf-8"))
         pipe = Pipeline.load(bundle, feature_cache_bytes=0)
         asked = [Question(prompt=case.text, images=[case.image]) for case in self._cases]
         texts = tuple(answer.text.strip() for answer in pipe.generate_batch(asked, GenerationConfig()))
-        right = np.array([text == case.answer for text, case in zip(texts, self._cases, strict=True)])
         beside = agreement(bundle, self.bundle(FORMS[0]), images=self.asked, questions=self.questions)
-        return Measured(form, right, texts, beside)
+        quantization = pipe.bundle.manifest.quantization
+        found = Measured(
+            texts=texts,
+            asked=beside.answers.asked,
+            steps=beside.total,
+            worst=tuple((layer.layer, layer.error) for layer in beside.worst[:WORST]),
+            kept=len(quantization.kept) if quantization else 0,
+        )
+        kept.write_text(found.model_dump_json(), "utf-8")
+        return found
 
     def _statistics(self, name: str) -> Path:
         path = self._folder / f"{name.replace(' ', '_').replace(',', '')}.npz"
@@ -154,55 +196,74 @@ class Workplace:
         return path
 
 
-def rows(found: Sequence[Measured]) -> Iterator[str]:
-    """The table; the first is what the others are held against."""
-    reference = found[0]
-    yield (
-        "| form | calibration | right | against fp16, points | lost / won | equal answers "
-        "| same tokens | by margin | KL mean | KL largest | worst layers |"
-    )
-    yield "|---" * 11 + "|"
-    for one in found:
-        lost = int((reference.right & ~one.right).sum())
-        won = int((one.right & ~reference.right).sum())
-        equal = np.mean([ours == theirs for ours, theirs in zip(reference.texts, one.texts, strict=True)])
-        total = one.beside.total
-        worst = ", ".join(f"{layer.error:.2f}" for layer in one.beside.worst[:3])
+class Table:
+    """All forms; the first is what the others are held against.
+
+    Args:
+        found: by form.
+        answers: the right ones.
+    """
+
+    def __init__(self, found: Mapping[Form, Measured], answers: Sequence[str]) -> None:
+        self._found = found
+        self._right = {
+            form: np.array([text == answer for text, answer in zip(one.texts, answers, strict=True)])
+            for form, one in found.items()
+        }
+        self._reference = next(iter(found))
+
+    def _lost(self, form: Form) -> float:
+        """Points of accuracy."""
+        return 100 * float(self._right[self._reference].mean() - self._right[form].mean())
+
+    def rows(self) -> Iterator[str]:
+        """In Markdown."""
         yield (
-            f"| {one.form.name} | {one.form.calibration or ''} | {one.right.mean():.3f} "
-            f"| {100 * (one.right.mean() - reference.right.mean()):+.2f} | {lost} / {won} | {equal:.1%} "
-            f"| {total.same:.1%} | {total.same_by_margin:.1%} | {total.divergence_mean:.2g} "
-            f"| {total.divergence_max:.2g} | {worst} |"
+            "| form | calibration | kept layers | right | against fp16, points | lost / won | equal answers "
+            "| same tokens | by margin | KL mean | KL largest | worst layers |"
         )
+        yield "|---" * 12 + "|"
+        reference = self._right[self._reference]
+        for form, one in self._found.items():
+            right = self._right[form]
+            pairs = zip(self._found[self._reference].texts, one.texts, strict=True)
+            equal = np.mean([ours == theirs for ours, theirs in pairs])
+            worst = ", ".join(f"{error:.2f}" for _, error in one.worst)
+            yield (
+                f"| {form.name} | {form.label} | {one.kept} | {right.mean():.3f} | {-self._lost(form):+.2f} "
+                f"| {(reference & ~right).sum()} / {(right & ~reference).sum()} | {equal:.1%} "
+                f"| {one.steps.same:.1%} | {one.steps.same_by_margin:.1%} | {one.steps.divergence_mean:.2g} "
+                f"| {one.steps.divergence_max:.2g} | {worst} |"
+            )
 
-
-def gates(found: Sequence[Measured]) -> Iterator[str]:
-    """A line per gate, with its verdict for every bundle of the form."""
-    for name, points in GATES.items():
-        for one in found:
-            if one.form.name == name:
-                lost = 100 * (found[0].right.mean() - one.right.mean())
-                label = f"`{name}`" + (f" ({one.form.calibration})" if one.form.calibration else "")
+    def gates(self) -> Iterator[str]:
+        """A line per gate and bundle of its form, with the verdict."""
+        for form in self._found:
+            if form.name in GATES:
+                lost, points = self._lost(form), GATES[form.name]
                 verdict = "kept" if lost <= points else "**broken**"
-                yield f"- {label} loses {lost:.2f} points against {REFERENCE}; at most {points} are allowed: {verdict}."
+                yield (
+                    f"- `{form.name}`, calibration: {form.label}, loses {lost:.2f} points against {REFERENCE}; "
+                    f"at most {points} are allowed: {verdict}."
+                )
 
-
-def page(found: Sequence[Measured], pictures: int) -> Iterator[str]:
-    """The section of `docs/quality.md`."""
-    beside = found[0].beside
-    yield (
-        f"Written by `benchmarks/quantized_quality.py`: {len(found[0].right)} questions about held-out drawings "
-        f"({', '.join(STYLES)}), preset `balanced`. Right is an exact match of the whole answer; lost and won are "
-        "answers that only the reference has right, and only the other. Tokens, margins and KL, in nats, are of "
-        f"{beside.total.rows:,} rows of the passes of {beside.answers.asked} of the questions, on the reference's "
-        "canvases (`lladav verify --quantized`). Worst layers are the three largest relative errors of outputs, on "
-        f"the reference's input to their block. Calibrations see {pictures} drawings of another style "
-        f"({CALIBRATION_STYLE}) and six prompts; text alone, the prompts."
-    )
-    yield ""
-    yield from gates(found)
-    yield ""
-    yield from rows(found)
+    def page(self, pictures: int) -> Iterator[str]:
+        """The section of `docs/quality.md`."""
+        one = self._found[self._reference]
+        yield (
+            f"Written by `benchmarks/quantized_quality.py`: {len(one.texts)} questions about held-out drawings "
+            f"({', '.join(STYLES)}), preset `balanced`. Right is an exact match of the whole answer; lost and won are "
+            "answers that only the reference has right, and only the other. Tokens, margins and KL, in nats, are of "
+            f"{one.steps.rows:,} rows of the passes of {one.asked} of the questions, on the reference's canvases "
+            f"(`lladav verify --quantized`). Worst layers are the {WORST} largest relative errors of outputs, on the "
+            f"reference's input to their block. Calibrations see {pictures} drawings of another style "
+            f"({CALIBRATION_STYLE}) and six prompts, or the prompts alone; `ranges alone` takes ranges of inputs from "
+            "them, and searches neither factors nor layers to keep."
+        )
+        yield ""
+        yield from self.gates()
+        yield ""
+        yield from self.rows()
 
 
 def main() -> None:
@@ -222,13 +283,15 @@ def main() -> None:
     seen = make_cases([load_style(args.data, CALIBRATION_STYLE, args.cache)], things, args.pictures)
     for number, case in enumerate(seen):
         case.image.save(shown / f"{number:03d}.png")
-    work = Workplace(args.work, make_cases(styles, things, args.count), args.compared)
-    found = []
+    cases = make_cases(styles, things, args.count)
+    work = Workplace(args.work, cases, args.compared)
+    found = {}
     for form in FORMS:
-        found.append(work.measure(form))
-        print(form.name, form.calibration or "", found[-1].right.mean(), found[-1].beside.total, flush=True)
-    text = args.page.read_text("utf-8")
-    args.page.write_text(replaced(text, "quantised bundles", page(found, args.pictures)), "utf-8")
+        found[form] = work.measure(form)
+        print(form.name, form.label, found[form].steps, flush=True)
+        table = Table(found, [case.answer for case in cases])
+        text = args.page.read_text("utf-8")
+        args.page.write_text(replaced(text, "quantised bundles", table.page(args.pictures)), "utf-8")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from lladav.bundle import Bundle
 from lladav.errors import BundleError
 from lladav.export.coverage import linear_layers
 from lladav.export.graph_pieces import GraphPieces
+from lladav.export.migration import Migration
 from lladav.export.progress import Progress
 from lladav.geometry import LanguageGeometry
 
@@ -63,13 +64,13 @@ def layer_errors(
         BundleError: graphs that are cut into different blocks.
     """
     passes = {name: list(values) for name, values in inputs.items()}
-    graphs = {name: (_graph(reference, name), _graph(quantised, name)) for name in passes}
-    if "vision_encoder" in graphs:
-        graphs["connector"] = (_graph(reference, "connector"), _graph(quantised, "connector"))
-    progress.start("layers", sum(len(ours.scopes) for ours, _ in graphs.values()))
+    if "vision_encoder" in passes:
+        passes["connector"] = []
+    graphs = {name: (_Outputs(reference, name), _Outputs(quantised, name)) for name in passes}
+    progress.start("layers", sum(len(ours.pieces.scopes) for ours, _ in graphs.values()))
     sums: dict[tuple[str, str], _Sums] = {}
     for name, (ours, theirs) in graphs.items():
-        if ours.scopes != theirs.scopes:
+        if ours.pieces.scopes != theirs.pieces.scopes:
             raise BundleError(
                 f"the graphs {name} of {reference.path} and {quantised.path} have different parts, so another lladav "
                 "exported the one than the other",
@@ -78,7 +79,7 @@ def layer_errors(
         errors, ends = _compare(ours, theirs, passes[name], progress)
         sums |= {(name, layer): own for layer, own in errors.items()}
         if name == "vision_encoder":
-            features = ours.results["vision_features"]
+            features = ours.pieces.results["vision_features"]
             passes["connector"] = [{"vision_features": values[features]} for values in ends]
     quantization, layers = quantised.manifest.quantization, linear_layers(reference.manifest.geometry)
     found = []
@@ -123,27 +124,40 @@ class _Sums:
         return float(np.sqrt(self.difference / self.expected)) if self.expected else 0.0
 
 
-def _graph(bundle: Bundle, name: str) -> GraphPieces:
-    return GraphPieces(bundle.file(bundle.manifest.graphs[name].file))
+class _Outputs:
+    """A graph whose linear layers' outputs are on view, as the checkpoint's layers give them.
+
+    Attributes:
+        pieces: of the graph.
+        names: of the values inside, by name of the weight.
+    """
+
+    def __init__(self, bundle: Bundle, graph: str) -> None:
+        self.pieces = GraphPieces(bundle.file(bundle.manifest.graphs[graph].file))
+        self.names = self.pieces.linear_outputs()
+        self._divided = Migration.read(bundle.path, bundle.manifest.geometry.language).sources
+
+    def of(self, weight: str, values: Mapping[str, Array]) -> Floats:
+        """What a layer gives, whether or not its size was moved into the next one."""
+        output: Floats = values[self.names[weight]]
+        return output * self._divided[weight] if weight in self._divided else output
 
 
 def _compare(
-    ours: GraphPieces, theirs: GraphPieces, passes: Sequence[Values], progress: Progress
+    ours: _Outputs, theirs: _Outputs, passes: Sequence[Values], progress: Progress
 ) -> tuple[dict[str, _Sums], list[Values]]:
     """Errors of one graph by layer, and the values that the reference's passes end with."""
     values, sums = list(passes), dict[str, _Sums]()
-    expected_names, got_names = ours.linear_outputs(), theirs.linear_outputs()
-    inside = set(expected_names.values()) - set(ours.results.values())
-    for scope in ours.scopes:
-        right = ours.piece(scope, shown=expected_names.values())
-        other = theirs.piece(scope, shown=got_names.values())
+    inside = set(ours.names.values()) - set(ours.pieces.results.values())
+    for scope in ours.pieces.scopes:
+        right, other = (graph.pieces.piece(scope, shown=graph.names.values()) for graph in (ours, theirs))
         for number, given in enumerate(values):
             expected, got = right.run(given), other.run(given)
-            for weight, name in expected_names.items():
+            for weight, name in ours.names.items():
                 if name in expected:
                     # Parts of a head are one layer: `lm_head.weight.1`.
                     own = sums.setdefault(weight.partition(".weight")[0], _Sums())
-                    own.add(got[got_names[weight]], expected[name])
+                    own.add(theirs.of(weight, got), ours.of(weight, expected))
             values[number] = given | {name: array for name, array in expected.items() if name not in inside}
         progress.advance(1)
     return sums, values
