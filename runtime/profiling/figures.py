@@ -22,6 +22,8 @@ PARTS = {"graph": "#3f83c8", "sampling": "#d9822b", "commit": "#3d9e72", "host":
 _CONFIDENCE = ("#c8511b", "#dfb04e", "#3f83c8")
 _WIDE, _HIGH = 8.6, 3.1
 _BINS = 30
+_LABELLED = 40
+"""Steps at most that have room for a number above them."""
 
 Tips = dict[str, str]
 """What is said of an element of a picture, by its id."""
@@ -71,8 +73,10 @@ def figures(profile: Profile) -> dict[str, tuple[Figure, Tips]]:
     add("histogram", _histogram)
     if profile.memory is not None:
         add("memory", _memory)
+    if profile.rates is not None:
+        add("roofline", _roofline)
     if profile.sweep:
-        add("sweep", _sweep)
+        add("sweep", _sweep, high=3.5)
     return drawn
 
 
@@ -141,9 +145,11 @@ def _steps(profile: Profile, figure: Figure, tips: Tips) -> None:
             tips[name] = f"{step.kind} {step.step}: {part} {mean:.2f} of {step.ms.mean:.2f} ms, mean of {step.ms.n}"
         bottom = [below + mean for below, mean in zip(bottom, means, strict=True)]
     for step, top in zip(profile.steps, bottom, strict=True):
-        if len(numbers) <= _BINS:
+        if len(numbers) <= _LABELLED:
             axes.text(step.step, top, f"{step.committed:.3g}", ha="center", va="bottom", fontsize=8)
-    axes.set_xlabel("denoising step; above each bar the tokens it committed")
+    axes.set_xlabel(
+        "denoising step" + ("; above each bar the tokens it committed" if len(numbers) <= _LABELLED else "")
+    )
     axes.set_ylabel("ms")
     axes.locator_params(axis="x", integer=True)
     axes.margins(y=0.12)
@@ -189,9 +195,7 @@ def _memory(profile: Profile, figure: Figure, tips: Tips) -> None:
 
 
 def _sweep(profile: Profile, figure: Figure, tips: Tips) -> None:
-    """Refreshes at the left, steps at the right, a line per canvas that is named at its end."""
-    from matplotlib.ticker import FuncFormatter
-
+    """Refreshes at the left, steps at the right, a line per canvas."""
     colours = _confidence()
     canvases = sorted({point.canvas for point in profile.sweep})
     for axes, kind in zip(figure.subplots(1, 2), ("refresh", "step"), strict=True):
@@ -199,21 +203,53 @@ def _sweep(profile: Profile, figure: Figure, tips: Tips) -> None:
             points = [point for point in profile.sweep if point.canvas == canvas]
             times = [getattr(point, f"{kind}_ms") for point in points]
             colour = colours(number / max(1, len(canvases) - 1))
-            axes.plot([point.prompt for point in points], times, color=colour, linewidth=1.6)
-            axes.annotate(
-                f" {canvas}", (points[-1].prompt, times[-1]), xytext=(4, 0), textcoords="offset points", va="center"
-            )
+            axes.plot([point.prompt for point in points], times, color=colour, linewidth=1.6, label=str(canvas))
             for point, ms in zip(points, times, strict=True):
                 name = f"sweep-{kind}-{canvas}-{point.prompt}"
                 axes.plot([point.prompt], [ms], "o", color=colour, markersize=5, gid=name)
                 tips[name] = f"{kind}: prompt {point.prompt}, canvas {canvas}: {ms:.2f} ms"
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda ms, _: f"{ms:,g}"))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda length, _: f"{length:,.0f}"))
+        _logarithmic(axes)
         axes.set_xticks(sorted({point.prompt for point in profile.sweep}))
-        axes.minorticks_off()
-        axes.margins(x=0.12)
+        axes.tick_params(axis="x", rotation=45)
         axes.set_xlabel("positions of the prompt")
-        axes.set_ylabel(f"ms per {kind}, by canvas")
-        axes.grid()
+        axes.set_ylabel(f"ms per {kind}")
+    axes.legend(title="canvas", loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
+
+
+def _roofline(profile: Profile, figure: Figure, tips: Tips) -> None:
+    """Every pass below what the machine's memory and matrix units allow at its operations per byte."""
+    assert profile.rates is not None
+    axes, rates = figure.subplots(), profile.rates
+    ridge = rates.operations_s / rates.bytes_s
+    placed = []
+    for name, found in profile.passes.items():
+        if found.limit is not None:
+            intensity = found.limit.operations / found.limit.bytes
+            placed.append((name, intensity, found.limit.operations / found.ms.p50 / 1e6, found))
+    ends = (min(ridge, *(x for _, x, _, _ in placed)) / 3, max(ridge, *(x for _, x, _, _ in placed)) * 3)
+    roof = [(x, min(rates.bytes_s * x, rates.operations_s) / 1e9) for x in (ends[0], ridge, ends[1])]
+    axes.plot(*zip(*roof, strict=True), color=PARTS["sampling"], linewidth=1.6)
+    for name, intensity, speed, found in placed:
+        assert found.limit is not None
+        axes.plot([intensity], [speed], "o", color=PARTS["graph"], markersize=7, gid=f"roofline-{name}")
+        tips[f"roofline-{name}"] = (
+            f"{name}: {found.ms.p50:.2f} ms where the limit is {found.limit.ms:.2f}, bound by {found.limit.bound}"
+        )
+        label = name.replace("_", " ")
+        axes.annotate(label, (intensity, speed), xytext=(7, -3), textcoords="offset points", fontsize=9)
+    _logarithmic(axes)
+    axes.margins(y=0.15)
+    axes.set_xlabel("operations per byte that must move")
+    axes.set_ylabel("billion operations a second")
+
+
+def _logarithmic(axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.minorticks_off()
+    axes.grid()

@@ -21,7 +21,7 @@ from lladav.runtime.profiling.memory import MemoryLedger
 from lladav.runtime.profiling.power import find_meter, metered
 from lladav.runtime.profiling.probe import Probe
 from lladav.runtime.profiling.ranges import NvtxRanges
-from lladav.runtime.profiling.record import Memory, Profile
+from lladav.runtime.profiling.record import MachineRates, Memory, Profile
 from lladav.runtime.profiling.recorder import Recording, record
 from lladav.runtime.profiling.setup import setup_of
 from lladav.runtime.profiling.sweep import sweep
@@ -92,6 +92,8 @@ def profile(
             for _ in asking.ask(pipeline):
                 pass
         progress("warm-up", number + 1)
+    # What is recorded from here on is the profile's memory, and no answer's.
+    memory = _memory(pipeline, ledger, notes)
     camera, shown, recordings = Camera(frames_per_second), list[Shown](), list[Recording]()
     with loaded(load) as ended_early, metered(meter) as readings:
         for number in range(runs):
@@ -108,12 +110,12 @@ def profile(
         notes.append("waiting for a core was not measured: the system does not tell it to this process")
     if runs < TAIL:
         notes.append(f"no p99: it takes {TAIL} values, and there were {runs} answers")
-    memory = _memory(pipeline, ledger, notes)
     nodes = _layers(pipeline, asking, last, notes) if layers else ()
     points = []
     for point in sweep(pipeline) if sweeping else ():
         points.append(point)
         progress("sweep", len(points))
+    limits = _limits(pipeline, asking, last, probe)
     answer_ms = Distribution.of([one.ms for one in recordings])
     described = Profile(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -126,7 +128,8 @@ def profile(
         tokens_per_pass=_tokens_per_pass(recordings),
         stages=folding.stages(recordings),
         steps=folding.steps(recordings),
-        passes=folding.passes(recordings, _limits(pipeline, asking, last, probe)),
+        passes=folding.passes(recordings, limits),
+        rates=MachineRates(bytes_s=probe.bandwidth, operations_s=probe.operations) if probe and limits else None,
         frames=frame_metrics(shown, frames_per_second, asking.config.deadline_ms),
         energy=readings.energy(meter.source, answer_ms.mean) if meter else None,
         memory=memory,

@@ -10,7 +10,15 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 from lladav.errors import ProfileError
 from lladav.runtime.presets import Knobs
@@ -92,6 +100,13 @@ class PassLimit(_Frozen):
     ms: NonNegativeFloat
     bound: Literal["bandwidth", "arithmetic", "host", "launch"]
     share: NonNegativeFloat
+
+
+class MachineRates(_Frozen):
+    """What the probe reached a second: bytes that copies read and write, and operations of matrix products."""
+
+    bytes_s: PositiveFloat
+    operations_s: PositiveFloat
 
 
 class PassProfile(_Frozen):
@@ -250,6 +265,7 @@ class Profile(_Frozen):
         stages: milliseconds by stage of an answer, in order.
         steps: by index.
         passes: by graph.
+        rates: that the limits of passes go by.
         tokens_per_pass: committed by pass of the denoiser, over all answers.
         shown: the steps of the answer whose time is the median.
         notes: what could not be measured, and why.
@@ -267,6 +283,7 @@ class Profile(_Frozen):
     stages: dict[str, Distribution]
     steps: tuple[StepProfile, ...]
     passes: dict[str, PassProfile]
+    rates: MachineRates | None
     frames: FrameMetrics
     energy: Energy | None
     memory: Memory | None

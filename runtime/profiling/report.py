@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 _PAGE = Path(__file__).with_name("page.html")
 
+_BOUND = (
+    "Bound by bandwidth or arithmetic where that is most of the time, by launch where it is what the graph takes "
+    "beyond it, by host where it is our own code."
+)
 _SAID = {
     "canvas": (
         "The canvas filling in",
@@ -27,9 +31,13 @@ _SAID = {
     "steps": ("Every denoising step", "What the mean time of each step consists of."),
     "histogram": ("How long answers take", "Percentiles by nearest rank."),
     "memory": ("Memory", "Each category measured on its own, beside the peak that the kernel counted."),
+    "roofline": (
+        "Passes below their roof",
+        "The roof is what copies and matrix products reached on this machine; the higher a pass, the better.",
+    ),
     "sweep": (
         "Prompt and canvas",
-        "Medians of passes over the bundle's buckets; the number at the end of a line is its canvas.",
+        "Medians of passes over the bundle's buckets.",
     ),
 }
 
@@ -48,7 +56,8 @@ def report(profile: Profile) -> str:
     sections, tips = [], dict[str, str]()
     with drawing():
         for name, (figure, own) in figures(profile).items():
-            sections.append(_section(*_SAID[name], _svg(figure)))
+            body = _svg(figure) + (_player(profile) if name == "canvas" else "")
+            sections.append(_section(*_SAID[name], body))
             tips |= own
     sections += _tables(profile)
     setup, asked = profile.setup, profile.workload
@@ -64,8 +73,9 @@ def report(profile: Profile) -> str:
             f"<div><b>{_text(value)}</b><span>{_text(name)}</span></div>" for name, value in _headline(profile)
         ),
         sections="\n".join(sections),
-        # Nothing that a model says may end the script.
-        tips=json.dumps(tips).replace("<", "\\u003c"),
+        tips=_script(tips),
+        shown=_script([list(zip(step.positions, step.tokens, strict=True)) for step in profile.shown]),
+        length=str(asked.gen_length),
     )
 
 
@@ -75,6 +85,20 @@ def _svg(figure: Figure) -> str:
     figure.savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()
     return text[text.index("<svg") :].replace(INK, "currentColor")
+
+
+def _script(value: object) -> str:
+    """As JSON that nothing a model says can end."""
+    return json.dumps(value).replace("<", "\\u003c")
+
+
+def _player(profile: Profile) -> str:
+    """Moves through the answer, step by step."""
+    last = len(profile.shown)
+    return (
+        f'<label class="player">step <input type="range" id="play" min="0" max="{last}" value="{last}">'
+        '<output id="answer"></output></label>'
+    )
 
 
 def _headline(profile: Profile) -> Iterable[tuple[str, str]]:
@@ -109,6 +133,14 @@ def _tables(profile: Profile) -> Iterable[str]:
     ]
     header = ("stage", "mean ms", "p50", "p90", "p95", "p99", "max", "std", "n")
     yield _section("Stages", "Of an answer, in order.", _table(header, rows))
+    limits = [
+        (name, f"{found.ms.p50:,.2f}", f"{found.limit.ms:,.2f}", f"{found.limit.share:.0%}", found.limit.bound)
+        for name, found in profile.passes.items()
+        if found.limit is not None
+    ]
+    if limits:
+        columns = ("pass", "p50 ms", "limit ms", "of the limit", "bound by")
+        yield _section("Passes against this machine's limit", _BOUND, _table(columns, limits))
     if profile.layers is not None:
         said = "From a run of its own, since looking costs time. Other: nodes that ONNX Runtime named itself."
         yield _section("Layers", said, _tree(profile.layers.tree))

@@ -51,24 +51,19 @@ def test_a_question_of_ones_own(tiny_bundle: Path, tmp_path: Path) -> None:
     assert written["frames"]["# of Frames Sent"] > 3
 
 
-def test_two_profiles_are_compared(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lladav.runtime.profiling.output.can_draw", lambda: False)  # pictures take most of the time
-    for name in ("a", "b"):
-        profiled(tiny_bundle, tmp_path / name)
-    files = [str(tmp_path / name / "profile.json") for name in ("a", "b")]
-    out, _ = call("--compare", *files)
-    assert "ratio" in out
-    assert "refresh" in out
-    profiled(tiny_bundle, tmp_path / "b", "--preset", "realtime", "--force")
-    assert "different workloads" in call("--compare", *files, expect=1)[1]
-
-
-def test_a_report_is_drawn_of_a_profile_from_elsewhere(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_profiles_that_exist_are_compared_and_drawn(tiny_bundle: Path, tmp_path: Path) -> None:
     profiled(tiny_bundle, tmp_path / "a")
-    page = tmp_path / "a" / "report.html"
+    file, page, other = (tmp_path / "a" / name for name in ("profile.json", "report.html", "other.json"))
     page.unlink()
-    call("--report", str(tmp_path / "a" / "profile.json"))
+    call("--report", str(file))
     assert page.exists()
+    out, _ = call("--compare", str(file), str(file))
+    assert "ratio" in out
+    assert "do not differ by more than noise" in out
+    raw = json.loads(file.read_text())
+    raw["workload"]["gen_length"] = 64
+    other.write_text(json.dumps(raw))
+    assert "different workloads: gen_length 8 against 64" in call("--compare", str(file), str(other), expect=1)[1]
 
 
 def test_an_output_that_exists_is_refused_before_anything_is_measured(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ with traced(ledger):
         pipeline.pictures.load()
 ledger.loaded()
 asking = synthetic(pipeline, GenerationConfig(preset="quality"))
-print(profile(pipeline, asking, runs=3, ledger=ledger, layers=False).profile.text())
+print(profile(pipeline, asking, runs=1, warmup=2, ledger=ledger, layers=False).profile.text())
 """
 
 
