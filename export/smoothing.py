@@ -2,13 +2,16 @@
 
 For every border the strength of SmoothQuant (arXiv 2211.10438) is searched by the error of the layers' outputs,
 as AWQ (2306.00978) does for weights alone. The error is estimated from the statistics of a calibration, without
-activations: channels count as uncorrelated, and rounding an input as noise of a twelfth of a squared step.
+activations: channels count as uncorrelated, and rounding an input as noise of a twelfth of a squared step. A few
+huge values, as positions with massive activations have them, make steps so large that all other positions are
+lost, and the mean output so large that this would not show. So it is the others' error, beside their output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -20,16 +23,19 @@ from lladav.export.migration import Migration, borders
 from lladav.export.progress import Progress
 from lladav.export.quantize import LEVELS, dequantized, round_to_nearest
 from lladav.geometry import LanguageGeometry
-from lladav.statistics import Activations, Statistics
+from lladav.statistics import Activations, Statistics, bin_edges
 
 Floats = npt.NDArray[np.float32]
+Sums = npt.NDArray[np.float64]
 
-WORST_ERROR = 0.3
-"""Relative output error beyond which a layer is better no integers (docs/decisions.md)."""
+WORST_ERRORS = {"int8": 0.1, "int4": 0.3}
+"""Relative output error beyond which a layer is better no integers, by the type of its weights (docs/decisions.md)."""
 
 _STRENGTHS = np.linspace(0, 1, 11, dtype=np.float32)
 # What a channel counts at least, beside the largest: it may never have been seen.
 _LEAST = np.float32(1e-4)
+# The share of an input's values that are not huge.
+_ORDINARY = 0.999
 # Errors are means over rows of a weight, so some from all over it show them: 25 MB at the real size.
 _ROWS, _RUNS = 512, 16
 
@@ -40,15 +46,12 @@ class Smoothing(NamedTuple):
     Attributes:
         migration: factors of the borders where they help.
         errors: by linear layer in integers, its relative output error with them.
+        too_wrong: those of them that are better no integers.
     """
 
     migration: Migration
     errors: Mapping[str, float]
-
-    @property
-    def too_wrong(self) -> tuple[str, ...]:
-        """Layers that are better no integers."""
-        return tuple(name for name, error in self.errors.items() if error > WORST_ERROR)
+    too_wrong: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ class LinearSample:
     seen: Activations
     form: LinearForm
 
+    @cached_property
+    def power(self) -> Sums:
+        """See `ordinary_power`."""
+        return ordinary_power(self.seen)
+
     def error(self, factors: Floats) -> float:
         """Mean square error of the output, summed over the rows.
 
@@ -72,7 +80,7 @@ class LinearSample:
             factors: `[in]`, which inputs are divided by and columns multiplied by before both are rounded.
         """
         scaled = self.weights * factors
-        power = self.seen.mean_square / np.square(factors, dtype=np.float64)
+        power = self.power / np.square(factors, dtype=np.float64)
         lost = dequantized(round_to_nearest(scaled, self.form, np.float32)) - scaled
         error = power @ np.square(lost).sum(axis=0)
         if self.form.input_range is not None:
@@ -83,7 +91,7 @@ class LinearSample:
 
     def relative_error(self, factors: Floats) -> float:
         """Root of `error` over the root mean square of the output."""
-        output = float(self.seen.mean_square @ np.square(self.weights).sum(axis=0))
+        output = float(self.power @ np.square(self.weights).sum(axis=0))
         return float(np.sqrt(self.error(factors) / output)) if output else 0.0
 
     @property
@@ -91,7 +99,7 @@ class LinearSample:
         """`[in]`: by what its input's channels are told large from small."""
         if self.form.input_range is not None:
             return self.seen.absmax
-        return np.sqrt(self.seen.mean_square).astype(np.float32)
+        return np.sqrt(self.power).astype(np.float32)
 
 
 def smooth(
@@ -117,6 +125,7 @@ def smooth(
     progress.start("scales", sum(_bytes(checkpoint, border.linears) for border in found))
     sources: dict[str, Floats] = {}
     errors: dict[str, float] = {}
+    too_wrong: set[str] = set()
     for border in found:
         layers = {
             name: LinearSample(_rows(checkpoint, f"{name}.weight"), statistics.of(name), forms[name])
@@ -124,12 +133,13 @@ def smooth(
             if name in forms
         }
         factors = best_factors(list(layers.values()))
-        found_errors = {name: layer.relative_error(factors) for name, layer in layers.items()}
-        if (factors != 1).any() and min(found_errors.values()) <= WORST_ERROR:
+        errors |= {name: layer.relative_error(factors) for name, layer in layers.items()}
+        wrong = {name for name, layer in layers.items() if errors[name] > WORST_ERRORS[layer.form.weights]}
+        too_wrong |= wrong
+        if len(wrong) < len(layers) and (factors != 1).any():
             sources[border.source] = factors
-        errors |= found_errors
         progress.advance(_bytes(checkpoint, border.linears))
-    return Smoothing(Migration.of(g, sources), errors)
+    return Smoothing(Migration.of(g, sources), errors, frozenset(too_wrong))
 
 
 def best_factors(layers: Sequence[LinearSample]) -> Floats:
@@ -148,6 +158,22 @@ def best_factors(layers: Sequence[LinearSample]) -> Floats:
         if error < least:
             best, least = factors, error
     return best
+
+
+def ordinary_power(seen: Activations) -> Sums:
+    """Mean squares `[in]` without an input's largest values.
+
+    A histogram says how much less they are in all; this is taken from the largest channels.
+    """
+    counts, squares = seen.histogram, np.square(bin_edges(), dtype=np.float64)
+    ordinary = np.diff(np.minimum(np.cumsum(counts), _ORDINARY * counts.sum()), prepend=0)
+    share = float(ordinary @ squares / (counts @ squares))
+    ordered = np.sort(seen.mean_square)
+    # What all channels have together if none has more than this one.
+    together = np.cumsum(ordered) + ordered * np.arange(len(ordered))[::-1]
+    most = np.interp(share * ordered.sum(), np.append(0, together), np.append(0, ordered))
+    power: Sums = np.minimum(seen.mean_square, most)
+    return power
 
 
 def _floored(magnitudes: Floats) -> Floats:
