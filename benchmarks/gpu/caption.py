@@ -1,4 +1,4 @@
-"""The time of a whole 128-token caption: a picture of 2 x 2 crops, about 3,650 prompt positions, preset `fast`."""
+"""The time of a whole 128-token caption: a picture of 2 x 2 crops, 3,699 prompt positions and its question, `fast`."""
 
 from __future__ import annotations
 
