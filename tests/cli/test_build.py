@@ -77,7 +77,7 @@ def test_plan_of_what_does_not_fit(half: Path, monkeypatch: pytest.MonkeyPatch) 
     small = load_target("thor").model_copy(update={"memory_gb": 1e-3})
     monkeypatch.setattr("lladav.engines.prediction.load_target", lambda _: small)
     out, _ = call("plan", str(half), "--target", "thor")
-    assert "does not fit: 12.5 MB" in out
+    assert "does not fit: 12.6 MB" in out
     assert "fits:" not in out
 
 
