@@ -18,7 +18,7 @@ from lladav.runtime.gpu.device import Address, Device
 from lladav.runtime.gpu.executable import Executable, Tensor
 from lladav.runtime.gpu.memory import DeviceMemory
 from lladav.runtime.gpu.replay import Fallbacks, Replayed
-from lladav.runtime.gpu.window import GpuDenoiser
+from lladav.runtime.gpu.window import GpuDenoiser, GpuModel
 
 if TYPE_CHECKING:
     from lladav.runtime.gpu.frame_reader import FrameReader
@@ -97,7 +97,8 @@ class GpuBackend:
         """See `Backend`."""
         manifest = self._bundle.manifest
         graph = self._graphs["denoiser"]
-        return GpuDenoiser(self._device, graph, manifest, table, self.memory, self._fallbacks, bursts=self._bursts)
+        model = GpuModel(self._device, graph, manifest, table, self.memory, self._fallbacks)
+        return GpuDenoiser(model, bursts=self._bursts)
 
     def tile_encoder(self) -> GpuTileEncoder:
         """See `Backend`."""

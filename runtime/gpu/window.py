@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,36 +31,37 @@ from lladav.runtime.window import Size, window_size
 _FLOAT = 4
 
 
-class GpuDenoiser:
-    """A `WindowMaker` on a GPU.
+@dataclass(frozen=True)
+class GpuModel:
+    """A denoiser that is loaded, with what all its windows share.
 
-    Args:
+    Attributes:
         device: that everything runs on.
         graph: the denoiser.
         manifest: of the bundle.
         table: embeddings.
         memory: laid out for the largest sizes.
         fallbacks: gets why passes could not be captured.
+    """
+
+    device: Device
+    graph: Executable
+    manifest: Manifest
+    table: EmbeddingTable
+    memory: DeviceMemory
+    fallbacks: Fallbacks
+
+
+class GpuDenoiser:
+    """A `WindowMaker` on a GPU.
+
+    Args:
+        model: what is loaded.
         bursts: whether the GPU repeats the steps between two refreshes by itself, where it can.
     """
 
-    def __init__(
-        self,
-        device: Device,
-        graph: Executable,
-        manifest: Manifest,
-        table: EmbeddingTable,
-        memory: DeviceMemory,
-        fallbacks: Fallbacks,
-        *,
-        bursts: bool = False,
-    ) -> None:
-        self._device = device
-        self._graph = graph
-        self._manifest = manifest
-        self._table = table
-        self._memory = memory
-        self._fallbacks = fallbacks
+    def __init__(self, model: GpuModel, *, bursts: bool = False) -> None:
+        self._model = model
         self._kinds = (BurstRunner, BurstLoop) if bursts else (StepRunner, DeviceLoop)
         self._windows: dict[Size, GpuWindow] = {}
         self._runners: dict[tuple[Size, int, bool], StepRunner] = {}
@@ -71,14 +73,12 @@ class GpuDenoiser:
             PromptError, OptionError: also where there is no memory for that size.
         """
         del cached
-        size = window_size(self._manifest.buckets, prompts, canvas, rows)
-        _check_room(size, self._memory.plan.sizes)
+        size = window_size(self._model.manifest.buckets, prompts, canvas, rows)
+        _check_room(size, self._model.memory.plan.sizes)
         for other in self._windows.values():
             other.owner = None  # they share their buffers
         if size not in self._windows:
-            self._windows[size] = GpuWindow(
-                self._device, self._graph, self._manifest, self._table, self._memory, self._fallbacks, size
-            )
+            self._windows[size] = GpuWindow(self._model, size)
         window = self._windows[size]
         window.lay_out(prompts, canvas)
         return window
@@ -87,19 +87,20 @@ class GpuDenoiser:
         """Steps that the GPU decides alone, over the window of that size; captured once."""
         key = (size, answers, guided)
         if key not in self._runners:
-            dtype = self._manifest.tables["embed_tokens"].dtype
+            dtype = self._model.manifest.tables["embed_tokens"].dtype
             runner, _ = self._kinds
             self._runners[key] = runner(self._windows[size], answers, guided=guided, dtype=dtype)
         return self._runners[key]
 
     def loop(self, tokens: SpecialTokens, request: Request, times: PassTimes, pacer: Pacer | None = None) -> Loop:
         """See `WindowMaker`; what only the host can decide is decided there."""
-        mask_row = self._table.gather([tokens.mask])
+        table = self._model.table
+        mask_row = table.gather([tokens.mask])
         prompt_masks = any(len(masks_inside(prompt, mask_row)) for prompt in request.prompts)
         if request.template is not None or prompt_masks or pacer is not None:
-            return DenoisingLoop(self, self._table, tokens, request, times, pacer)
+            return DenoisingLoop(self, table, tokens, request, times, pacer)
         _, loop = self._kinds
-        return loop(self, self._table, tokens, request, times)
+        return loop(self, table, tokens, request, times)
 
 
 class GpuWindow:
@@ -116,35 +117,25 @@ class GpuWindow:
         fallbacks: why passes could not be captured.
     """
 
-    def __init__(
-        self,
-        device: Device,
-        graph: Executable,
-        manifest: Manifest,
-        table: EmbeddingTable,
-        memory: DeviceMemory,
-        fallbacks: Fallbacks,
-        size: Size,
-    ) -> None:
-        self.device = device
-        self.fallbacks = fallbacks
-        self.memory = memory
+    def __init__(self, model: GpuModel, size: Size) -> None:
+        self.device = device = model.device
+        self.fallbacks = fallbacks = model.fallbacks
+        self.memory = memory = model.memory
         self.size = size
         self.owner: object = None
-        self.vocabulary = manifest.geometry.language.vocab_rows
-        self.width = manifest.geometry.language.hidden_size
-        self._table = table
+        self.vocabulary = model.manifest.geometry.language.vocab_rows
+        self.width = model.manifest.geometry.language.hidden_size
+        self._table = model.table
         batch, prompt, canvas = size
         self._positions = device.pinned((batch, prompt + canvas), np.int64)
         self._canvas_positions = device.pinned((batch, canvas), np.int64)
         self._bias = device.pinned((batch, prompt + canvas), np.float32)
         self._rows = device.pinned((2, canvas), np.int64)
-        self._embeds = device.pinned((canvas, self.width), np.float32)
         kept = device.pinned((prompt,), np.int64)
         kept[:] = np.arange(prompt)
         device.upload(memory.addresses["kept"], kept)
         self._kept = kept
-        self._passes = _bound_passes(graph, manifest, memory, size)
+        self._passes = _bound_passes(model.graph, model.manifest, memory, size)
         self._replayed: dict[PassKind, Replayed] = {
             "refresh": Replayed(device, self.enqueue_refresh, fallbacks, capturable=self._passes["refresh"].capturable),
             "step": Replayed(device, self.enqueue_step, fallbacks, capturable=self._passes["step"].capturable),
