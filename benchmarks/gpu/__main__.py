@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -120,22 +122,32 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(name: str, rig: Rig, options: argparse.Namespace) -> Finding:
-    """One check; where it cannot run, the reason."""
+    """One check; where it cannot run, the reason. Whatever goes wrong in it, others can run behind it."""
     try:
         if name not in _WITHOUT_DEVICE:
             rig.device  # noqa: B018 - before bundles are made for nothing
         return CHECKS[name](rig, options)
     except (CannotRunError, LladavError) as error:
         return Finding(skipped=str(error))
+    except Exception:
+        return Finding(failed=traceback.format_exc())
 
 
-def main(arguments: Sequence[str] | None = None, rig: Rig | None = None) -> None:
-    """Runs one check or all of them, and prints what they found."""
+def main(arguments: Sequence[str] | None = None, rig: Rig | None = None) -> bool:
+    """Runs one check or all of them, and prints what they found.
+
+    Returns:
+        Whether nothing failed.
+    """
     options = parser().parse_args(arguments)
     rig = rig or real_rig()
+    sound = True
     for name in CHECKS if options.check == "all" else (options.check,):
-        print(write(name, run(name, rig, options), options.output), flush=True)
+        finding = run(name, rig, options)
+        sound &= not finding.failed
+        print(write(name, finding, options.output), flush=True)
+    return sound
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(0 if main() else 1)

@@ -43,11 +43,13 @@ class Finding:
         figures: everything that was measured, as JSON.
         tables: what of it is to be read.
         skipped: what is missing here; empty where the check ran.
+        failed: the traceback of what nobody expected; empty where there was nothing.
     """
 
     figures: dict[str, Any] = field(default_factory=dict)
     tables: tuple[Table, ...] = ()
     skipped: str = ""
+    failed: str = ""
 
 
 def write(name: str, finding: Finding, folder: Path) -> str:
@@ -91,4 +93,6 @@ def _page(name: str, finding: Finding, machine: Machine) -> str:
     parts: Sequence[str] = [table.markdown() for table in finding.tables]
     if finding.skipped:
         parts = [f"Not run: {finding.skipped}"]
+    if finding.failed:
+        parts = [f"Failed:\n\n```\n{finding.failed}```"]
     return "\n\n".join([f"# {name}", f"{gpus}; {machine.cpu}; {packages}.", *parts]) + "\n"

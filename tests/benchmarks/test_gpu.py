@@ -90,7 +90,7 @@ def test_memory_is_given_back(rig: Rig, bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CHECKS if name not in ("prepare", "authors")])
 def test_without_a_gpu_every_check_says_so(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([name, "--output", str(tmp_path), "--work", str(tmp_path / "work")], Rig((), no_gpu, Host.load))
+    assert main([name, "--output", str(tmp_path), "--work", str(tmp_path / "work")], Rig((), no_gpu, Host.load))
     facts = json.loads((tmp_path / f"{name}.json").read_text("utf-8"))
     assert "cuda-bindings cannot be imported" in facts["skipped"]
     assert facts["versions"]["numpy"] == np.__version__
@@ -111,6 +111,17 @@ def test_what_a_check_lacks_is_named(rig: Rig, bundle: Bundle, tmp_path: Path, m
     monkeypatch.setattr(bundles.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**9}))
     with pytest.raises(CannotRunError, match="GB, 1 are free"):
         bundles.full_size(tmp_path, 32)
+
+
+def test_checks_behind_one_that_fails_still_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Finding:
+        raise ZeroDivisionError("nobody thought of it")
+
+    monkeypatch.setitem(CHECKS, "prepare", fail)
+    assert not main(["all", "--output", str(tmp_path), "--work", str(tmp_path / "work")], Rig((), no_gpu, Host.load))
+    assert "nobody thought of it" in json.loads((tmp_path / "prepare.json").read_text("utf-8"))["failed"]
+    assert "Failed:" in (tmp_path / "prepare.md").read_text("utf-8")
+    assert (tmp_path / "soak.json").is_file()
 
 
 @pytest.mark.parametrize("wrong", [["--prompts", "900,x"], ["--passes", "1"], ["--canvases", "0"], ["walk"]])
