@@ -51,10 +51,11 @@ def _passes(results: dict[str, Any]) -> Iterator[str]:
 def _answers(results: dict[str, Any]) -> Iterator[str]:
     answers = results["answers"]
     presets = list(next(iter(answers["ours"].values())))
-    yield f"{answers['best']} commits one token in each of 64 such passes: {answers['best_seconds']:,.1f} s with "
-    yield "loading. A random model is sure of nothing, so our selectors commit one token a pass too, except "
-    yield "`realtime`, which takes 8 passes in all; what differs is how many of them go over the prompt (8, 2 and 1). "
-    yield "What a trained model gains from committing several is not in here."
+    yield f"{answers['best']} commits one token in each of 64 such passes: {answers['best_seconds']:,.1f} s with"
+    yield "loading. A random model is sure of nothing, so our selectors commit one token a pass too, except `realtime`,"
+    yield "which takes 8 passes in all. What differs is how many of them go over the prompt: every 8th of `balanced`,"
+    yield "every 32nd of `fast`, the first of `realtime`. What a trained model gains from committing several is not in"
+    yield "here."
     yield ""
     heads = [*(f"{preset}, s" for preset in presets), *(f"{preset} is faster by" for preset in presets)]
     yield f"| | {' | '.join(heads)} |"
