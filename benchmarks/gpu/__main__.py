@@ -61,11 +61,12 @@ def _caption(rig: Rig, options: argparse.Namespace) -> Finding:
 
 
 def _authors(_: Rig, options: argparse.Namespace) -> Finding:
-    from benchmarks.gpu import authors_loop, bundles, roofline
+    from benchmarks.gpu import authors_loop, bundles, roofline, steps
 
     roofline.cuda_torch()
     manifest = bundles.full_size(options.work, options.layers).manifest
-    return authors_loop.authors(manifest.geometry, manifest.tokens, options.prompts, options.canvases)
+    ours = steps.best_steps(options.output / "steps.json")
+    return authors_loop.authors(manifest.geometry, manifest.tokens, options.prompts, options.canvases, ours)
 
 
 def _soak(rig: Rig, options: argparse.Namespace) -> Finding:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -19,25 +19,52 @@ if TYPE_CHECKING:
 
     from benchmarks.authors import AuthorsLoop
 
+WARM_UP, ROUNDS = 3, 5
 
-def authors(geometry: Geometry, tokens: SpecialTokens, prompts: Sequence[int], canvases: Sequence[int]) -> Finding:
+
+def authors(
+    geometry: Geometry,
+    tokens: SpecialTokens,
+    prompts: Sequence[int],
+    canvases: Sequence[int],
+    ours: Mapping[str, float],
+) -> Finding:
     """Every prompt and canvas, on random weights.
+
+    Args:
+        geometry: of the language model.
+        tokens: ids with a role.
+        prompts: positions.
+        canvases: positions.
+        ours: milliseconds of our steps, by size, as far as they were measured.
 
     Raises:
         CannotRunError: PyTorch for CUDA is missing.
     """
     torch = cuda_torch()
     sizes = [(prompt, canvas) for prompt in prompts for canvas in canvases]
+    rows = np.random.default_rng(0).standard_normal((max(prompts), geometry.language.hidden_size), np.float32)
     figures: dict[str, dict[str, float]] = {}
     with torch.device("cuda"):
         for name, compiled in (("eager", False), ("compiled", True)):
             loop = random_loop(geometry, tokens, torch.float16, compiled=compiled)
-            figures[name] = {f"{p}+{c}": pass_ms(loop, p, c, torch.cuda.synchronize) for p, c in sizes}
+            figures[name] = {f"{p}+{c}": pass_ms(loop, rows[:p], c, torch.cuda.synchronize) for p, c in sizes}
             del loop
             torch.cuda.empty_cache()
-    rows = [(f"{p} + {c}", *(f"{figures[name][f'{p}+{c}']:.1f}" for name in figures)) for p, c in sizes]
-    table = Table("Milliseconds per pass of the authors' loop, fp16", ("prompt + canvas", *figures), tuple(rows))
-    return Finding({"ms_per_pass": figures}, (table,))
+    return Finding({"ms_per_pass": figures, "our_steps_ms": dict(ours)}, (table(figures, ours),))
+
+
+def table(figures: Mapping[str, Mapping[str, float]], ours: Mapping[str, float]) -> Table:
+    """A pass of the authors' loop beside our step, which takes its place between two refreshes."""
+    columns = ("prompt + canvas", *(f"{name}, ms" for name in figures), "our step, ms")
+    columns += tuple(f"times as fast as {name}" for name in figures)
+    rows = []
+    for size in next(iter(figures.values())):
+        times = [own[size] for own in figures.values()]
+        step = ours.get(size)
+        compared = [f"{step:.2f}", *(f"{taken / step:.1f}" for taken in times)] if step else [""] * (1 + len(times))
+        rows.append((size.replace("+", " + "), *(f"{taken:.1f}" for taken in times), *compared))
+    return Table("Passes of the authors' loop, fp16", columns, tuple(rows))
 
 
 def random_loop(geometry: Geometry, tokens: SpecialTokens, dtype: torch.dtype, *, compiled: bool) -> AuthorsLoop:
@@ -57,15 +84,14 @@ def random_loop(geometry: Geometry, tokens: SpecialTokens, dtype: torch.dtype, *
     return AuthorsLoop(torch.compile(model) if compiled else model, embedding, tokens)
 
 
-def pass_ms(loop: AuthorsLoop, prompt: int, canvas: int, synchronize: Any, rounds: int = 5) -> float:
-    """Median time of a pass that commits one position, after three that warm up and compile."""
-    width = loop._embedding.shape[1]
-    state = loop.start(np.random.default_rng(0).standard_normal((prompt, width), np.float32), canvas)
+def pass_ms(loop: AuthorsLoop, prompt: np.ndarray, canvas: int, synchronize: Callable[[], None]) -> float:
+    """Median time of passes that commit one position behind a prompt `[P, D]`, once some have warmed up and compiled."""
+    state = loop.start(prompt, canvas)
     times = []
-    for _ in range(3 + rounds):
+    for _ in range(WARM_UP + ROUNDS):
         synchronize()
         began = perf_counter()
-        loop.step(state, prompt + canvas, 1)
+        loop.step(state, len(prompt) + canvas, 1)
         synchronize()
         times.append(1e3 * (perf_counter() - began))
-    return median(times[3:])
+    return median(times[WARM_UP:])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -148,3 +150,12 @@ def table(rates: Rates, least: dict[str, dict[str, float]], found: dict[str, dic
         for size, one in sizes.items()
     ]
     return Table(f"Copies read and write {rates.bandwidth / 1e9:.0f} GB/s; {products}", columns, tuple(rows))
+
+
+def best_steps(found: Path) -> dict[str, float]:
+    """Milliseconds of the fastest backend's steps by size, from the JSON of an earlier command; empty without it."""
+    if not found.is_file():
+        return {}
+    figures = json.loads(found.read_text("utf-8"))["figures"]
+    sizes = [own for launched in figures.get("backends", {}).values() for own in launched.values()]
+    return {size: min(own[size]["step_ms"] for own in sizes) for size in figures.get("rooflines_ms", {})}

@@ -259,8 +259,24 @@ def test_authors_loop_runs_in_the_type_and_on_the_device_of_the_model(bundle: Bu
     assert loop._embedding.dtype == torch.bfloat16
     assert torch.get_default_dtype() == torch.float32
     waits: list[None] = []
-    assert authors_loop.pass_ms(loop, 12, 10, lambda: waits.append(None), rounds=2) > 0
-    assert len(waits) == 2 * 5
+    prompt = np.random.default_rng(0).standard_normal((12, 32), np.float32)
+    assert authors_loop.pass_ms(loop, prompt, 10, lambda: waits.append(None)) > 0
+    assert len(waits) == 2 * (authors_loop.WARM_UP + authors_loop.ROUNDS)
+
+
+def test_authors_passes_stand_beside_our_steps(tmp_path: Path) -> None:
+    figures = {"eager": {"900+32": 50.0, "900+64": 60.0}, "compiled": {"900+32": 40.0, "900+64": 44.0}}
+    launched = {"graph": {"900+32": {"step_ms": 5.0}}, "plain": {"900+32": {"step_ms": 8.0}}}
+    measured = Finding({"backends": {"ort-cuda": launched}, "rooflines_ms": {"900+32": {}}})
+    write("steps", measured, tmp_path)
+    ours = steps.best_steps(tmp_path / "steps.json")
+    assert ours == {"900+32": 5.0}
+    assert authors_loop.table(figures, ours).rows == (
+        ("900 + 32", "50.0", "40.0", "5.00", "10.0", "8.0"),
+        ("900 + 64", "60.0", "44.0", "", "", ""),
+    )
+    write("steps", Finding(skipped="no GPU"), tmp_path)
+    assert steps.best_steps(tmp_path / "steps.json") == steps.best_steps(tmp_path / "none.json") == {}
 
 
 def test_a_plan_that_does_not_load_is_told_in_the_librarys_words(rig: Rig, bundle: Bundle) -> None:
