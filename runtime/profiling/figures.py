@@ -23,7 +23,10 @@ _CONFIDENCE = ("#c8511b", "#dfb04e", "#3f83c8")
 _WIDE, _HIGH = 8.6, 3.1
 _BINS = 30
 _LABELLED = 40
-"""Steps at most that have room for a number above them."""
+"""Steps or positions at most that have room for something above them."""
+
+_LONGEST = 12
+"""Characters of a token."""
 
 Tips = dict[str, str]
 """What is said of an element of a picture, by its id."""
@@ -42,6 +45,7 @@ def drawing() -> AbstractContextManager[None]:
         "svg.hashsalt": "lladav",
         "font.family": "sans-serif",
         "font.size": 10,
+        "text.parse_math": False,
         "text.color": INK,
         "axes.edgecolor": INK,
         "axes.labelcolor": INK,
@@ -68,7 +72,7 @@ def figures(profile: Profile) -> dict[str, tuple[Figure, Tips]]:
         draw(profile, figure, tips)
         drawn[name] = figure, tips
 
-    add("canvas", _canvas, high=4.2)
+    add("canvas", _canvas, high=4.6)
     add("steps", _steps)
     add("histogram", _histogram)
     if profile.memory is not None:
@@ -114,6 +118,7 @@ def _canvas(profile: Profile, figure: Figure, tips: Tips) -> None:
     axes.set_xlabel("position in the answer")
     axes.set_ylabel("ms since the first step began")
     _label_steps(axes, shown, end)
+    _label_tokens(axes, shown)
     bar = figure.colorbar(ScalarMappable(cmap=colours), ax=axes, pad=0.09, aspect=30)
     bar.outline.set_visible(False)
     bar.set_label("confidence when committed")
@@ -130,6 +135,16 @@ def _label_steps(axes: Axes, shown: tuple[ShownStep, ...], end: float) -> None:
                 1.01, middle, f"{step.kind} {number}", transform=axes.get_yaxis_transform(), va="center", fontsize=8
             )
             last = middle
+
+
+def _label_tokens(axes: Axes, shown: tuple[ShownStep, ...]) -> None:
+    """Writes the answer above its positions, where there is room."""
+    tokens = {p: token.strip() for step in shown for p, token in zip(step.positions, step.tokens, strict=True)}
+    if len(tokens) <= _LABELLED:
+        above = axes.secondary_xaxis("top")
+        above.set_xticks(list(tokens), [token[:_LONGEST] for token in tokens.values()], rotation=90, fontsize=8)
+        above.tick_params(length=0)
+        above.spines["top"].set_visible(False)
 
 
 def _steps(profile: Profile, figure: Figure, tips: Tips) -> None:
