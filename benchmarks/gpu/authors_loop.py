@@ -85,7 +85,7 @@ def random_loop(geometry: Geometry, tokens: SpecialTokens, dtype: torch.dtype, *
 
 
 def pass_ms(loop: AuthorsLoop, prompt: np.ndarray, canvas: int, synchronize: Callable[[], None]) -> float:
-    """Median time of passes that commit one position behind a prompt `[P, D]`, once some have warmed up and compiled."""
+    """Median time of passes that commit one position behind a prompt `[P, D]`, after some that warm up and compile."""
     state = loop.start(prompt, canvas)
     times = []
     for _ in range(WARM_UP + ROUNDS):
