@@ -52,6 +52,11 @@ class Denoiser:
         self._window.owner = None
         return self._window
 
+    @property
+    def buffers(self) -> dict[str, tuple[np.ndarray, ...]]:
+        """Arrays of the window in use by what they are for: `prompt KV`, `logits`, `inputs`; empty before the first."""
+        return self._window.buffers if self._window is not None else {}
+
     def loop(
         self, tokens: SpecialTokens, request: Request, times: PassTimes, pacer: Pacer | None = None
     ) -> DenoisingLoop:
@@ -114,6 +119,15 @@ class HostWindow:
                 "keep": np.array([0]),
             }
             self._step = BoundPass(session, own | kept, {})
+
+    @property
+    def buffers(self) -> dict[str, tuple[np.ndarray, ...]]:
+        """See `Denoiser`."""
+        own, kept = [self._embeds, self._positions, self._bias, self.canvas, self._rows], list[np.ndarray]()
+        if self.cached:
+            own.append(self._canvas_positions)
+            kept = [array for name, array in self._step.arrays.items() if name.startswith(_PAST)]
+        return {"prompt KV": tuple(kept), "logits": (self._logits,), "inputs": tuple(own)}
 
     @property
     def canvas_start(self) -> int:
