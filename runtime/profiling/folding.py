@@ -46,10 +46,10 @@ def passes(recordings: Sequence[Recording], limits: Limits | None) -> dict[str, 
         for name in VISION:
             if name in one.answer.timings_ms:
                 times[name].append(one.answer.timings_ms[name])
-                running[name].append(one.answer.timings_ms[name] - queued(one.spans, name))
+                running[name].append(max(0.0, one.answer.timings_ms[name] - queued(one.spans, name)))
         for step in one.steps:
             times[step.event.kind].append(step.event.graph_ms)
-            running[step.event.kind].append(step.event.graph_ms - queued(step.spans, step.event.kind))
+            running[step.event.kind].append(max(0.0, step.event.graph_ms - queued(step.spans, step.event.kind)))
             host[step.event.kind].append(step.event.ms - step.event.graph_ms)
     found = {name: Distribution.of(values) for name, values in times.items()}
     if limits is None:

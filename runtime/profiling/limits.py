@@ -50,7 +50,7 @@ class Limits:
             operations=least.operations,
             ms=ms,
             bound=held_up_by(least, graph_ms, host_ms),
-            share=ms / graph_ms,
+            share=ms / graph_ms if graph_ms > 0 else 1.0,
         )
 
     def _rooflines(self, kind: PassName) -> Iterator[Roofline]:

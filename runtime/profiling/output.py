@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -23,9 +24,12 @@ def check_output(folder: Path, *, replace: bool) -> None:
     """Looks before anything is measured whether the result can be written.
 
     Raises:
-        ProfileError: the folder exists and may not be replaced, or holds what no profile left there.
+        ProfileError: the folder exists and may not be replaced, holds what no profile left there, or may not be made.
     """
     if not folder.exists():
+        above = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise ProfileError(f"{folder} cannot be written", cure="pass --output a folder that you may write to")
         return
     if not folder.is_dir():
         raise ProfileError(f"{folder} is a file", cure="pass --output another name")
@@ -49,8 +53,9 @@ def write(measured: Measured, folder: Path, *, replace: bool) -> tuple[Path, ...
         ProfileError: as `check_output`, or the disk is full.
     """
     check_output(folder, replace=replace)
-    beside = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside, before = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
+    for left_behind in (beside, before):
+        shutil.rmtree(left_behind, ignore_errors=True)
     try:
         with staged_folder(beside) as staging:
             (staging / PROFILE).write_text(measured.profile.text(), "utf-8")
@@ -61,8 +66,10 @@ def write(measured: Measured, folder: Path, *, replace: bool) -> tuple[Path, ...
                 (staging / REPORT).write_text(report(measured.profile), "utf-8")
     except ExportError as error:
         raise ProfileError(error.what, cure=error.cure) from error
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        folder.rename(before)
     beside.rename(folder)
+    shutil.rmtree(before, ignore_errors=True)
     return tuple(folder / name for name in OWN if (folder / name).exists())
 
 
