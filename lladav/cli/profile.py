@@ -136,7 +136,7 @@ def profile(
     from lladav.runtime.profiling import MemoryLedger
     from lladav.runtime.profiling import profile as measure
     from lladav.runtime.profiling.measure import check
-    from lladav.runtime.profiling.output import check_output, write
+    from lladav.runtime.profiling.output import REPORT, check_output, write
     from lladav.runtime.profiling.probe import probe as measure_rates
 
     check(runs, warmup, fps)
@@ -175,6 +175,8 @@ def profile(
     files = write(measured, output, replace=replace)
     print_profile(measured.profile, screen.stdout())
     screen.stderr().print("written:", ", ".join(map(str, files)), soft_wrap=True)
+    if output / REPORT not in files:
+        screen.stderr().print(f"{REPORT} is drawn by matplotlib, which is missing: pip install 'lladav[report]'")
 
 
 def _may_replace(output: Path) -> bool:

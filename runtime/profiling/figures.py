@@ -142,7 +142,10 @@ def _label_tokens(axes: Axes, shown: tuple[ShownStep, ...]) -> None:
     tokens = {p: token.strip() for step in shown for p, token in zip(step.positions, step.tokens, strict=True)}
     if len(tokens) <= _LABELLED:
         above = axes.secondary_xaxis("top")
-        above.set_xticks(list(tokens), [token[:_LONGEST] for token in tokens.values()], rotation=90, fontsize=8)
+        texts = [
+            "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in token[:_LONGEST]) for token in tokens.values()
+        ]
+        above.set_xticks(list(tokens), texts, rotation=90, fontsize=8)
         above.tick_params(length=0)
         above.spines["top"].set_visible(False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,7 +83,10 @@ def report(profile: Profile) -> str:
 def _svg(figure: Figure) -> str:
     """Without a header, and in the page's own ink."""
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
+    with warnings.catch_warnings():
+        # Letters that matplotlib's font lacks are the browser's business.
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        figure.savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()
     return text[text.index("<svg") :].replace(INK, "currentColor")
 

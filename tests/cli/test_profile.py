@@ -42,6 +42,13 @@ def test_tables_and_files(tiny_bundle: Path, tmp_path: Path) -> None:
     assert written["memory"]["total"] > 0
 
 
+def test_a_missing_matplotlib_is_said(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lladav.runtime.profiling.output.can_draw", lambda: False)
+    error = call(str(tiny_bundle), "--runs", "1", "--no-layers", "--output", str(tmp_path / "a"))[1]
+    assert "pip install 'lladav[report]'" in error
+    assert not (tmp_path / "a" / "report.html").exists()
+
+
 def test_a_question_of_ones_own(tiny_bundle: Path, tmp_path: Path) -> None:
     profiled(tiny_bundle, tmp_path / "a", "--prompt", "the image", "--deadline-ms", "10000", "--fps", "1000")
     written = json.loads((tmp_path / "a" / "profile.json").read_text())
