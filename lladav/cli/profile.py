@@ -176,7 +176,9 @@ def profile(
     print_profile(measured.profile, screen.stdout())
     screen.stderr().print("written:", ", ".join(map(str, files)), soft_wrap=True)
     if output / REPORT not in files:
-        screen.stderr().print(f"{REPORT} is drawn by matplotlib, which is missing: pip install 'lladav[report]'")
+        screen.stderr().print(
+            f"{REPORT} takes matplotlib, which is missing: pip install 'lladav[report]'", soft_wrap=True
+        )
 
 
 def _may_replace(output: Path) -> bool:
