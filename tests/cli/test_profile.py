@@ -44,7 +44,8 @@ def test_tables_and_files(tiny_bundle: Path, tmp_path: Path) -> None:
 
 def test_a_missing_matplotlib_is_said(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lladav.runtime.profiling.output.can_draw", lambda: False)
-    error = call(str(tiny_bundle), "--runs", "1", "--no-layers", "--output", str(tmp_path / "a"))[1]
+    quick = ("--threads", "1", "--gen-length", "4", "--runs", "1", "--no-layers")
+    error = call(str(tiny_bundle), *quick, "--output", str(tmp_path / "a"))[1]
     assert "pip install 'lladav[report]'" in error
     assert not (tmp_path / "a" / "report.html").exists()
 
