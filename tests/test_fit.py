@@ -41,7 +41,8 @@ def run(*arguments: str) -> Run:
         while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
             peak = max(peak, anonymous_bytes(process.pid))
             time.sleep(0.05)
-        _, process.returncode, usage = ended
+        _, status, usage = ended
+        process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == 0
         assert process.stdout is not None
         return Run(process.stdout.read(), time.perf_counter() - began, usage.ru_maxrss * 1024, peak)
