@@ -61,6 +61,11 @@ def passes(recordings: Sequence[Recording], limits: Limits | None) -> dict[str, 
     }
 
 
+def tokens_per_pass(recordings: Sequence[Recording]) -> float:
+    """Committed by a pass of the denoiser, over all answers."""
+    return statistics.fmean(len(step.event.positions) for one in recordings for step in one.steps)
+
+
 def steps(recordings: Sequence[Recording]) -> tuple[StepProfile, ...]:
     """By index, over all answers that came as far."""
     longest = max(len(one.steps) for one in recordings)

@@ -9,7 +9,7 @@ from lladav.costs import PassName, Roofline
 from lladav.manifest import Manifest
 from lladav.memory_plan import Sizes
 from lladav.runtime.profiling.probe import Probe
-from lladav.runtime.profiling.record import PassLimit
+from lladav.runtime.profiling.record import MachineRates, PassLimit
 from lladav.runtime.profiling.roofline import held_up_by, roofline
 from lladav.runtime.window import Size
 
@@ -31,6 +31,11 @@ class Limits:
         self._size = size
         self._crops = crops
         self._rows = rows
+
+    @property
+    def rates(self) -> MachineRates:
+        """That the limits go by."""
+        return MachineRates(bytes_s=self._probe.bandwidth, operations_s=self._probe.operations)
 
     def of(self, name: str, graph_ms: float, host_ms: float) -> PassLimit:
         """The limit of a pass of that name, and what bounds it.

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from lladav.errors import LladavError, OptionError
-from lladav.machine import system_memory
-from lladav.runtime.denoiser import Denoiser
+from lladav.errors import OptionError
 from lladav.runtime.pipeline import Pipeline
 from lladav.runtime.profiling import folding
 from lladav.runtime.profiling.distribution import TAIL, Distribution
 from lladav.runtime.profiling.frames import Camera, Shown, frame_metrics
-from lladav.runtime.profiling.layers import Node, fold, profile_layers
-from lladav.runtime.profiling.limits import Limits, buckets_of
+from lladav.runtime.profiling.host_backend import layers_of, limits_of, memory_of
+from lladav.runtime.profiling.layers import Node, fold
 from lladav.runtime.profiling.load import loaded
 from lladav.runtime.profiling.memory import MemoryLedger
 from lladav.runtime.profiling.power import find_meter, metered
 from lladav.runtime.profiling.probe import Probe
 from lladav.runtime.profiling.ranges import NvtxRanges
-from lladav.runtime.profiling.record import MachineRates, Memory, Profile
+from lladav.runtime.profiling.record import Profile
 from lladav.runtime.profiling.recorder import Recording, record
 from lladav.runtime.profiling.setup import setup_of
 from lladav.runtime.profiling.sweep import sweep
 from lladav.runtime.profiling.workload import Asking
-from lladav.runtime.results import Answer
 from lladav.runtime.tracing import traced
-from lladav.runtime.window import Size, window_size
 
 RUNS = 10
 WARMUP = 2
@@ -85,16 +81,16 @@ def profile(
     """
     check(runs, warmup, frames_per_second)
     ranges = NvtxRanges() if nvtx else None
-    meter, without_meter = find_meter()
-    notes = [without_meter] if without_meter else []
+    notes: list[str] = []
     for number in range(warmup or (1 if ledger else 0)):
         with traced(ledger) if ledger and not number else nullcontext():
             for _ in asking.ask(pipeline):
                 pass
         progress("warm-up", number + 1)
     # What is recorded from here on is the profile's memory, and no answer's.
-    memory = _memory(pipeline, ledger, notes)
+    memory = memory_of(pipeline, ledger, notes)
     camera, shown, recordings = Camera(frames_per_second), list[Shown](), list[Recording]()
+    meter, without_meter = find_meter()
     with loaded(load) as ended_early, metered(meter) as readings:
         for number in range(runs):
             frame, taken = camera.take()
@@ -102,21 +98,17 @@ def profile(
             recordings.append(one)
             shown.append(Shown(frame, taken, one.began, one.ended))
             progress("runs", number + 1)
-    notes += (f"--load {command!r} had ended by itself before the last answer" for command in ended_early)
     last = recordings[-1].answer
-    if last.reused_pictures:
-        notes.append("vision is not in the times: pictures' features were kept from an earlier answer")
-    if recordings[0].steps[0].waiting_ms is None:
-        notes.append("waiting for a core was not measured: the system does not tell it to this process")
-    if runs < TAIL:
-        notes.append(f"no p99: it takes {TAIL} values, and there were {runs} answers")
-    nodes = _layers(pipeline, asking, last, notes) if layers else ()
+    nodes = layers_of(pipeline, asking, last, notes) if layers else ()
     points = []
     for point in sweep(pipeline) if sweeping else ():
         points.append(point)
         progress("sweep", len(points))
-    limits = _limits(pipeline, asking, last, probe)
+    limits = limits_of(pipeline, asking, last, probe)
     answer_ms = Distribution.of([one.ms for one in recordings])
+    notes += [without_meter] if without_meter else []
+    notes += (f"--load {command!r} had ended by itself before the last answer" for command in ended_early)
+    notes += _missing(recordings)
     described = Profile(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         workload=asking.describe(last, pipeline, frames_per_second, load),
@@ -125,11 +117,11 @@ def profile(
         runs=folding.runs(recordings),
         answer_ms=answer_ms,
         first_token_ms=Distribution.of([one.first_token_ms for one in recordings]),
-        tokens_per_pass=_tokens_per_pass(recordings),
+        tokens_per_pass=folding.tokens_per_pass(recordings),
         stages=folding.stages(recordings),
         steps=folding.steps(recordings),
         passes=folding.passes(recordings, limits),
-        rates=MachineRates(bytes_s=probe.bandwidth, operations_s=probe.operations) if probe and limits else None,
+        rates=limits.rates if limits else None,
         frames=frame_metrics(shown, frames_per_second, asking.config.deadline_ms),
         energy=readings.energy(meter.source, answer_ms.mean) if meter else None,
         memory=memory,
@@ -157,54 +149,11 @@ def check(runs: int, warmup: int, frames_per_second: float | None) -> None:
         raise OptionError(f"a camera of {frames_per_second} frames a second shows nothing", cure="pass --fps 10 or so")
 
 
-def _tokens_per_pass(recordings: Sequence[Recording]) -> float:
-    events = [step.event for one in recordings for step in one.steps]
-    return sum(len(event.positions) for event in events) / len(events)
-
-
-def _size(pipeline: Pipeline, asking: Asking, answer: Answer) -> Size:
-    """Of the window that an answer's passes computed."""
-    length = len(answer.steps[0].canvas)
-    sequences = 2 if asking.config.cfg_scale > 0 else 1
-    return window_size(pipeline.bundle.manifest.buckets, [answer.prompt_tokens] * sequences, length, length)
-
-
-def _limits(pipeline: Pipeline, asking: Asking, answer: Answer, probe: Probe | None) -> Limits | None:
-    if probe is None or not isinstance(pipeline.denoiser, Denoiser):
-        return None
-    length = len(answer.steps[0].canvas)
-    manifest = pipeline.bundle.manifest
-    return Limits(manifest, probe, _size(pipeline, asking, answer), sum(answer.tiles), length)
-
-
-def _memory(pipeline: Pipeline, ledger: MemoryLedger | None, notes: list[str]) -> Memory | None:
-    if ledger is None or not isinstance(pipeline.denoiser, Denoiser):
-        notes.append("memory was not measured by category: that takes a bundle loaded under it, on the CPU")
-        return None
-    try:
-        return ledger.account(pipeline.denoiser.buffers)
-    except OSError as error:
-        notes.append(f"memory was not measured: {error}")
-        return None
-
-
-def _layers(pipeline: Pipeline, asking: Asking, answer: Answer, notes: list[str]) -> Sequence[Node]:
-    """Nodes of the passes that an answer had, where that can be seen."""
-    denoiser, manifest = pipeline.denoiser, pipeline.bundle.manifest
-    if not isinstance(denoiser, Denoiser):
-        notes.append(f"layers were not looked at: {pipeline.backend.name} has no profiler here")
-        return ()
-    needed = sum(entry.bytes for entry in manifest.files if entry.path.endswith(".weights"))
-    memory = system_memory()
-    if memory is not None and memory.available < 2 * needed:
-        notes.append(
-            f"layers were not looked at: weights of {needed / 1e9:.1f} GB would be loaded once more, and "
-            f"{memory.available / 1e9:.1f} GB are available"
-        )
-        return ()
-    crops = max(buckets_of(sum(answer.tiles), manifest.buckets.tiles), default=0)
-    try:
-        return profile_layers(pipeline.bundle, denoiser.threads, _size(pipeline, asking, answer), crops)
-    except LladavError as error:
-        notes.append(f"layers were not looked at: {error.what}")
-        return ()
+def _missing(recordings: Sequence[Recording]) -> Iterator[str]:
+    """What the answers themselves did not tell."""
+    if recordings[-1].answer.reused_pictures:
+        yield "vision is not in the times: pictures' features were kept from an earlier answer"
+    if recordings[0].steps[0].waiting_ms is None:
+        yield "waiting for a core was not measured: the system does not tell it to this process"
+    if len(recordings) < TAIL:
+        yield f"no p99: it takes {TAIL} values, and there were {len(recordings)} answers"

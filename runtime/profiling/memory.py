@@ -93,10 +93,10 @@ class MemoryLedger:
         import onnxruntime  # noqa: F401  what it takes by itself is no weights
 
         self._bundle = bundle.resolve()
-        self._data = 0
-        _forget_peak()
         self._grown: dict[str, int] = {}
-        self._loading = 0
+        self._data = self._loading = 0
+        self._fault: OSError | None = None
+        _forget_peak()
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -104,15 +104,23 @@ class MemoryLedger:
         if not (name.startswith("load ") or name in _PASSES or name in _HOST):
             yield
             return
-        before = Resident.now().anonymous
+        before = self._anonymous()
         yield
-        self._grown[name] = self._grown.get(name, 0) + Resident.now().anonymous - before
+        self._grown[name] = self._grown.get(name, 0) + self._anonymous() - before
+
+    def _anonymous(self) -> int:
+        """Bytes now; a system that does not tell stops no answer, and `account` says so."""
+        try:
+            return Resident.now().anonymous
+        except OSError as error:
+            self._fault = error
+            return 0
 
     def loaded(self) -> None:
         """Marks the end of loading: peaks are an answer's from here on."""
         self._loading = peak()
         loads = (grown for name, grown in self._grown.items() if name.startswith("load "))
-        self._data = Resident.now().anonymous - sum(loads)
+        self._data = self._anonymous() - sum(loads)
         _forget_peak()
 
     def account(self, buffers: Mapping[str, Sequence[np.ndarray]]) -> Memory:
@@ -120,7 +128,12 @@ class MemoryLedger:
 
         Args:
             buffers: see `Denoiser.buffers`.
+
+        Raises:
+            OSError: the system does not tell, now or while it listened.
         """
+        if self._fault is not None:
+            raise self._fault
         cache, logits, inputs = (present(buffers.get(name, ())) for name in ("prompt KV", "logits", "inputs"))
         total, now = peak(), Resident.now()
         weights, table = (now.under(self._bundle, name) for name in (".weights", "embed_tokens.bin"))

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from lladav.errors import OptionError
+from lladav.machine import Memory
 from lladav.runtime import GenerationConfig, Pipeline
-from lladav.runtime.profiling import Asking, Measured, profile, synthetic
+from lladav.runtime.profiling import Asking, Measured, MemoryLedger, profile, synthetic
+from lladav.runtime.profiling.memory import Resident
 from lladav.runtime.profiling.probe import Probe
 from lladav.runtime.profiling.recorder import record
 
@@ -116,3 +118,35 @@ def test_what_measures_nothing_is_refused(
 ) -> None:
     with pytest.raises(OptionError, match=said):
         profile(pipeline, synthetic(pipeline, config), **{"warmup": 0, **options})  # type: ignore[arg-type]
+
+
+def test_counters_that_may_not_be_read_are_said_and_left_out(
+    pipeline: Pipeline, config: GenerationConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("lladav.runtime.profiling.recorder._SCHEDSTAT", tmp_path / "none")
+    found = profile(pipeline, synthetic(pipeline, config), runs=1, layers=False).profile
+    assert all(step.waiting_ms is None for step in found.steps)
+    assert any("waiting for a core was not measured" in note for note in found.notes)
+
+
+def test_memory_that_may_not_be_read_is_said_and_left_out(
+    tiny_bundle: Path, pipeline: Pipeline, config: GenerationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> Resident:
+        raise PermissionError(13, "Permission denied", "/proc/self/smaps")
+
+    monkeypatch.setattr(Resident, "now", refuse)
+    asking = synthetic(pipeline, config)
+    found = profile(pipeline, asking, runs=1, warmup=1, ledger=MemoryLedger(tiny_bundle), layers=False).profile
+    assert found.memory is None
+    assert any("memory was not measured" in note and "/proc/self/smaps" in note for note in found.notes)
+
+
+def test_layers_are_not_looked_at_where_weights_fit_only_once(
+    pipeline: Pipeline, config: GenerationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Memory(total=1 << 30, available=1 << 10, swap=0, cma_total=0, cma_free=0)
+    monkeypatch.setattr("lladav.runtime.profiling.host_backend.system_memory", lambda: full)
+    found = profile(pipeline, synthetic(pipeline, config), runs=1).profile
+    assert found.layers is None
+    assert any("would be loaded once more" in note for note in found.notes)

@@ -1,0 +1,68 @@
+"""What only the CPU backend tells of itself: memory by category, limits of passes, time by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lladav.errors import LladavError
+from lladav.machine import system_memory
+from lladav.runtime.denoiser import Denoiser
+from lladav.runtime.pipeline import Pipeline
+from lladav.runtime.profiling.layers import Node, profile_layers
+from lladav.runtime.profiling.limits import Limits, buckets_of
+from lladav.runtime.profiling.memory import MemoryLedger
+from lladav.runtime.profiling.probe import Probe
+from lladav.runtime.profiling.record import Memory
+from lladav.runtime.profiling.workload import Asking
+from lladav.runtime.results import Answer
+from lladav.runtime.window import Size, window_size
+
+
+def _size(pipeline: Pipeline, asking: Asking, answer: Answer) -> Size:
+    """Of the window that an answer's passes computed."""
+    length = len(answer.steps[0].canvas)
+    sequences = 2 if asking.config.cfg_scale > 0 else 1
+    return window_size(pipeline.bundle.manifest.buckets, [answer.prompt_tokens] * sequences, length, length)
+
+
+def limits_of(pipeline: Pipeline, asking: Asking, answer: Answer, probe: Probe | None) -> Limits | None:
+    """Limits of the passes that an answer had; None on a GPU, or of a machine that was not probed."""
+    if probe is None or not isinstance(pipeline.denoiser, Denoiser):
+        return None
+    length = len(answer.steps[0].canvas)
+    manifest = pipeline.bundle.manifest
+    return Limits(manifest, probe, _size(pipeline, asking, answer), sum(answer.tiles), length)
+
+
+def memory_of(pipeline: Pipeline, ledger: MemoryLedger | None, notes: list[str]) -> Memory | None:
+    """Memory so far, or None with a note."""
+    if ledger is None or not isinstance(pipeline.denoiser, Denoiser):
+        notes.append("memory was not measured by category: that takes a bundle loaded under it, on the CPU")
+        return None
+    try:
+        return ledger.account(pipeline.denoiser.buffers)
+    except OSError as error:
+        notes.append(f"memory was not measured: {error}")
+        return None
+
+
+def layers_of(pipeline: Pipeline, asking: Asking, answer: Answer, notes: list[str]) -> Sequence[Node]:
+    """Nodes of the passes that an answer had, or none with a note."""
+    denoiser, manifest = pipeline.denoiser, pipeline.bundle.manifest
+    if not isinstance(denoiser, Denoiser):
+        notes.append(f"layers were not looked at: {pipeline.backend.name} has no profiler here")
+        return ()
+    needed = sum(entry.bytes for entry in manifest.files if entry.path.endswith(".weights"))
+    memory = system_memory()
+    if memory is not None and memory.available < 2 * needed:
+        notes.append(
+            f"layers were not looked at: weights of {needed / 1e9:.1f} GB would be loaded once more, and "
+            f"{memory.available / 1e9:.1f} GB are available"
+        )
+        return ()
+    crops = max(buckets_of(sum(answer.tiles), manifest.buckets.tiles), default=0)
+    try:
+        return profile_layers(pipeline.bundle, denoiser.threads, _size(pipeline, asking, answer), crops)
+    except LladavError as error:
+        notes.append(f"layers were not looked at: {error.what}")
+        return ()
