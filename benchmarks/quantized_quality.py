@@ -230,7 +230,7 @@ class Table:
             equal = np.mean([ours == theirs for ours, theirs in pairs])
             worst = ", ".join(f"{error:.2f}" for _, error in one.worst)
             yield (
-                f"| {form.name} | {form.label} | {one.kept} | {right.mean():.3f} | {-self._lost(form):+.2f} "
+                f"| {form.name} | {form.label} | {one.kept} | {right.mean():.3f} | {0 - self._lost(form):+.2f} "
                 f"| {(reference & ~right).sum()} / {(right & ~reference).sum()} | {equal:.1%} "
                 f"| {one.steps.same:.1%} | {one.steps.same_by_margin:.1%} | {one.steps.divergence_mean:.2g} "
                 f"| {one.steps.divergence_max:.2g} | {worst} |"
