@@ -96,9 +96,11 @@ FORMS = (
     Form(REFERENCE, {"dtype": "fp16"}),
     quantised_form("w8"),
     quantised_form("w4"),
-    *(quantised_form("w4", calibration) for calibration in CALIBRATIONS if CALIBRATIONS[calibration].pictures),
-    *(quantised_form("w8a8", calibration) for calibration in CALIBRATIONS),
+    quantised_form("w4", SEEN),
+    quantised_form("w8a8", SEEN),
+    *(quantised_form("w8a8", calibration) for calibration in CALIBRATIONS if calibration != SEEN),
     quantised_form("w8a8", SEEN, searched=False),
+    quantised_form("w4", "first pass, pictures"),
     Form("fp32", {"dtype": "fp32"}),
 )
 
