@@ -40,7 +40,7 @@ def run(*arguments: str) -> Run:
         os.sched_setaffinity(process.pid, sorted(os.sched_getaffinity(0))[:CORES])
         while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
             peak = max(peak, anonymous_bytes(process.pid))
-            time.sleep(0.05)
+            time.sleep(0.2)
         _, status, usage = ended
         process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == 0
