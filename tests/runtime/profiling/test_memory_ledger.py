@@ -12,7 +12,7 @@ import pytest
 
 from lladav.export import ExportConfig, export
 from lladav.runtime.profiling import Measured, Profile
-from lladav.runtime.profiling.memory import Resident, nvmap, present
+from lladav.runtime.profiling.memory import MemoryLedger, Resident, nvmap, present
 from lladav.runtime.profiling.record import Memory
 
 DEMO = Path(__file__).resolve().parents[3] / "benchmarks" / "demo_checkpoint" / "checkpoint"
@@ -104,3 +104,15 @@ def account(bundle: Path, folder: Path) -> Memory:
     memory = Profile.read(file).memory
     assert memory is not None
     return memory
+
+
+def test_what_grows_inside_another_span_counts_once(tmp_path: Path) -> None:
+    ledger = MemoryLedger(tmp_path)
+    kept = []
+    with ledger.span("warm_up"):
+        kept.append(np.ones(1 << 24, np.uint8))
+        with ledger.span("tokenize"):
+            kept.append(np.ones(1 << 25, np.uint8))
+    parts = {part.name: part.bytes for part in ledger.account({}).parts}
+    assert parts["activations"] == pytest.approx(1 << 24, rel=0.1)
+    assert parts["host work"] == pytest.approx(1 << 25, rel=0.1)
