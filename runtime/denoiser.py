@@ -123,7 +123,8 @@ class HostWindow:
     @property
     def buffers(self) -> dict[str, tuple[np.ndarray, ...]]:
         """See `Denoiser`."""
-        own, kept = [self._embeds, self._positions, self._bias, self.canvas, self._rows], list[np.ndarray]()
+        own: list[np.ndarray] = [self._embeds, self._positions, self._bias, self.canvas, self._rows]
+        kept: list[np.ndarray] = []
         if self.cached:
             own.append(self._canvas_positions)
             kept = [array for name, array in self._step.arrays.items() if name.startswith(_PAST)]
