@@ -5,8 +5,7 @@ Example:
     >>> from lladav.runtime.profiling import profile, synthetic
     >>> pipe = Pipeline.load("bundle", feature_cache_bytes=0)
     >>> measured = profile(pipe, synthetic(pipe, GenerationConfig(preset="fast")), runs=100)
-    >>> measured.profile.answer_ms.p99
-    93.1
+    >>> slowest = max(measured.profile.steps, key=lambda step: step.ms.p99)
 """
 
 from lladav.runtime.profiling.measure import Measured, profile

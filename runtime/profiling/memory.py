@@ -74,13 +74,13 @@ def _kilobytes(value: str) -> int:
 
 def present(arrays: Iterable[np.ndarray]) -> int:
     """Bytes of arrays whose pages exist; a page that was never written does not, and shared ones count once."""
-    pages: set[int] = set()
+    pages = [np.zeros(0, np.int64)]
     with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
         for array in arrays:
             first, last = array.ctypes.data // _PAGE, -(-(array.ctypes.data + array.nbytes) // _PAGE)
             entries = np.frombuffer(os.pread(pagemap.fileno(), 8 * (last - first), 8 * first), np.uint64)
-            pages.update((first + np.flatnonzero(entries & _PRESENT)).tolist())
-    return len(pages) * _PAGE
+            pages.append(first + np.flatnonzero(entries & _PRESENT))
+    return len(np.unique(np.concatenate(pages))) * _PAGE
 
 
 class MemoryLedger:
@@ -140,8 +140,8 @@ class MemoryLedger:
         """
         if self._fault is not None:
             raise self._fault
-        cache, logits, inputs = (present(buffers.get(name, ())) for name in ("prompt KV", "logits", "inputs"))
         total, now = peak(), Resident.now()
+        cache, logits, inputs = (present(buffers.get(name, ())) for name in ("prompt KV", "logits", "inputs"))
         weights, table = (now.under(self._bundle, name) for name in (".weights", "embed_tokens.bin"))
         loads = {name: grown for name, grown in self._grown.items() if name.startswith("load ")}
         tokenizer = loads.pop("load tokenizer", 0)

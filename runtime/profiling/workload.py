@@ -26,6 +26,7 @@ class Asking:
     """A question that can be asked again and again.
 
     Attributes:
+        prompt, images, config: see `Pipeline.generate`.
         prompt_ids: instead of a prompt, with -200 for a picture.
         synthetic: prompt and pictures say nothing; the answer's length does not depend on them either.
     """
