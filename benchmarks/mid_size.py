@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import zlib
 from pathlib import Path
 
@@ -32,10 +33,17 @@ GEOMETRY = LanguageGeometry(
 _SHARD = "model-00001-of-00001.safetensors"
 
 
-def write_checkpoint(folder: Path) -> Path:
-    """Writes it in Hugging Face layout into a new folder, which is returned."""
+def write_checkpoint(folder: Path, geometry: LanguageGeometry | None = None, tokenizer: Path | None = None) -> Path:
+    """Writes it in Hugging Face layout into a new folder, which is returned.
+
+    Args:
+        folder: to make.
+        geometry: of another random text model.
+        tokenizer: checkpoint whose tokenizer it has, for a smaller vocabulary than the real one.
+    """
     folder.mkdir(parents=True)
-    shapes = expected_tensors(Geometry(language=GEOMETRY, vision=None))
+    geometry = geometry or GEOMETRY
+    shapes = expected_tensors(Geometry(language=geometry, vision=None))
     header, start = {}, 0
     for name, shape in shapes.items():
         stop = start + 4 * math.prod(shape)
@@ -49,8 +57,12 @@ def write_checkpoint(folder: Path) -> Path:
             stream.write(_values(name, shape).data)
     index = {"metadata": {"total_size": start}, "weight_map": dict.fromkeys(shapes, _SHARD)}
     write_json(folder / "model.safetensors.index.json", index)
-    write_json(folder / "config.json", _config())
-    write_tokenizer(folder)
+    write_json(folder / "config.json", _config(geometry))
+    if tokenizer is None:
+        write_tokenizer(folder)
+    else:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(tokenizer / name, folder / name)
     return folder
 
 
@@ -62,8 +74,7 @@ def _values(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return draw * np.float32(0.02 if "embed" in name else shape[1] ** -0.5)
 
 
-def _config() -> dict[str, object]:
-    g = GEOMETRY
+def _config(g: LanguageGeometry) -> dict[str, object]:
     return {
         "model_type": "llada",
         "hidden_act": "silu",
