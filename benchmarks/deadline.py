@@ -20,8 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.demo_checkpoint import questions
-from benchmarks.demo_checkpoint.drawings import Style, Thing, load_style, load_things
-from benchmarks.demo_checkpoint.evaluate import paste
+from benchmarks.demo_checkpoint.drawings import Style, Thing, load_style, load_things, paste
 from benchmarks.quality import CELL, Case
 from lladav.errors import OptionError
 from lladav.runtime import GenerationConfig, Pipeline

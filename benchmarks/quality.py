@@ -18,8 +18,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.demo_checkpoint import questions
-from benchmarks.demo_checkpoint.drawings import Style, Thing, load_style, load_things
-from benchmarks.demo_checkpoint.evaluate import paste
+from benchmarks.demo_checkpoint.drawings import Style, Thing, load_style, load_things, paste
 from benchmarks.parity import replaced
 from benchmarks.repetition import repetition
 from lladav.runtime import Answer, GenerationConfig, Pipeline

@@ -13,6 +13,7 @@ import io
 import json
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +199,13 @@ def load_style(root: Path, style: str, cache: Path, size: int = RENDER_SIZE) -> 
         np.savez(path, codes=np.array(list(images)), pixels=np.stack([np.asarray(i) for i in images.values()]))
     with np.load(path) as stored:
         return Style(style, [str(code) for code in stored["codes"]], stored["pixels"])
+
+
+def paste(drawings: Sequence[np.ndarray], columns: int, cell: int, ground: str = "white") -> Image.Image:
+    """Drawings `[H, W, 4]` in a grid of `cell` pixel squares on one ground colour."""
+    rows = len(drawings) // columns
+    picture = Image.new("RGB", (columns * cell, rows * cell), ground)
+    for i, pixels in enumerate(drawings):
+        drawing = Image.fromarray(pixels).resize((cell, cell))
+        picture.paste(drawing, (i % columns * cell, i // columns * cell), drawing)
+    return picture

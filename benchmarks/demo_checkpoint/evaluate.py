@@ -13,14 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from benchmarks.demo_checkpoint import questions
 from benchmarks.demo_checkpoint.checkpoint import load_checkpoint
-from benchmarks.demo_checkpoint.drawings import HELD_OUT_STYLES, TRAIN_STYLES, Style, Thing, load_style, load_things
+from benchmarks.demo_checkpoint.drawings import (
+    HELD_OUT_STYLES,
+    TRAIN_STYLES,
+    Style,
+    Thing,
+    load_style,
+    load_things,
+    paste,
+)
 from benchmarks.demo_checkpoint.language import Answerer, answer_logits
 from benchmarks.demo_checkpoint.questions import Question
 from benchmarks.demo_checkpoint.results import add_results
@@ -111,16 +118,6 @@ class Model:
             best = confidence.masked_fill(~open_[active], -torch.inf).argmax(1)
             ids[active, best] = chosen.gather(1, best[:, None])[:, 0]
         return ids
-
-
-def paste(drawings: Sequence[np.ndarray], columns: int, cell: int, ground: str = "white") -> Image.Image:
-    """Drawings `[H, W, 4]` in a grid of `cell` pixel squares on one ground colour."""
-    rows = len(drawings) // columns
-    picture = Image.new("RGB", (columns * cell, rows * cell), ground)
-    for i, pixels in enumerate(drawings):
-        drawing = Image.fromarray(pixels).resize((cell, cell))
-        picture.paste(drawing, (i % columns * cell, i // columns * cell), drawing)
-    return picture
 
 
 def _share(answers: Sequence[str], asked: Sequence[Question]) -> dict[str, float | int]:

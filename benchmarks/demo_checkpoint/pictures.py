@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.demo_checkpoint.drawings import draw, load_things
-from benchmarks.demo_checkpoint.evaluate import paste
+from benchmarks.demo_checkpoint.drawings import draw, load_things, paste
 
 CELL = 256
 LICENCES = {
