@@ -83,5 +83,7 @@ def export(
         f"{bundle}: {screen.size(total)} in {made.manifest.numbers}, exported in {perf_counter() - began:.1f} s",
         soft_wrap=True,
     )
+    if made.manifest.quantization and (kept := made.manifest.quantization.kept):
+        out.print(f"{len(kept)} linear layers are no integers: {', '.join(kept)}", soft_wrap=True)
     picture = "--image FILE " if made.manifest.geometry.vision else ""
     out.print(f"next: lladav run {bundle} {picture}--prompt 'What is this?'", soft_wrap=True)

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import HEADS, LAYERS, Tensors, write_tiny_checkpoint
+from typer.testing import CliRunner
 
 from lladav.bundle import Bundle
 from lladav.calib import CalibrationConfig, calibrate
+from lladav.cli.app import app
 from lladav.errors import CalibrationError
 from lladav.export import ExportConfig, export
 from lladav.export.checkpoint import Checkpoint
@@ -182,6 +184,18 @@ def exported(checkpoint: Path, folder: Path, form: QuantizedForm, statistics: St
     statistics.write(folder / "seen.npz")
     config = ExportConfig(dtype="fp32", quantize=form, statistics=folder / "seen.npz", verify=verify)
     return export(checkpoint, folder / "bundle", config)
+
+
+def test_export_says_which_layers_stay_in_floats(
+    tiny_checkpoint: Path, tmp_path: Path, statistics: Statistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(WORST_ERRORS, "int8", 0.0)
+    statistics.write(tmp_path / "seen.npz")
+    options = ("--quantize", "w8a8", "--statistics", str(tmp_path / "seen.npz"), "--no-verify")
+    result = CliRunner().invoke(app, ("export", str(tiny_checkpoint), str(tmp_path / "bundle"), *options))
+    assert result.exit_code == 0
+    assert f"{7 * LAYERS} linear layers are no integers: model.layers.0.self_attn.q_proj, " in result.stdout
+    assert FILE not in {entry.path for entry in Bundle.open(tmp_path / "bundle").manifest.files}
 
 
 @pytest.mark.parametrize("form", ["w8a8", "w4"])
