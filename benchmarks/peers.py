@@ -31,12 +31,14 @@ from benchmarks.gguf_model import WEIGHTS, write_gguf
 from benchmarks.llama_cpp import DiffusionExample, build
 from benchmarks.peers_table import report
 from lladav.bundle import Bundle
+from lladav.costs import Numbers, pass_cost
 from lladav.errors import BackendError, LladavError
 from lladav.export.checkpoint import Checkpoint
 from lladav.export.config import ExportConfig
 from lladav.export.exporter import export
 from lladav.export.streamed_reference import StreamedReference
-from lladav.manifest import QuantizedForm
+from lladav.manifest import Manifest, QuantizedForm
+from lladav.memory_plan import Sizes
 from lladav.runtime import GenerationConfig, Pipeline
 
 OURS: dict[str, QuantizedForm | None] = {"lladav fp32": None, "lladav w8": "w8", "lladav w4": "w4"}
@@ -132,6 +134,15 @@ def same_picks(ours: OurPass, example: DiffusionExample) -> float:
     return float(np.mean([a == b for a, b in zip(picks, theirs, strict=False)])) if theirs else 0.0
 
 
+def operations(manifest: Manifest) -> tuple[int, int]:
+    """Of our pass, and of one that computes all rows and their logits."""
+    numbers = Numbers.of(manifest, cpu=True)
+    bucket = next(size for size in manifest.buckets.prompt if size >= PROMPT)
+    ours = pass_cost(manifest, "refresh", Sizes(1, bucket, CANVAS, 0), numbers)
+    theirs = pass_cost(manifest, "refresh", Sizes(1, PROMPT, CANVAS, 0), numbers, rows=PROMPT + CANVAS)
+    return ours.operations, theirs.operations
+
+
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     checkpoint = mid_size.write_checkpoint(folder / "mid")
     ids = [ord(letter) for letter in prompt_text()]
@@ -153,7 +164,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         name: {preset: [own.answer_seconds(preset) for _ in range(options.answers)] for preset in PRESETS}
         for name, own in ours.items()
     }
+    ours_run, theirs_run = operations(bundle.manifest)
     return {
+        "operations": {name: ours_run if name in ours else theirs_run for name in passes},
         "passes": passes,
         "ratios": {name: {own: ratio(times, passes[own]) for own in ours} for name, times in passes.items()},
         "same_picks": agreement,

@@ -24,7 +24,7 @@ def report(results: dict[str, Any]) -> str:
         "1,000 prompt tokens and 64 masks. llama.cpp's example and the authors' loop compute logits of all 1,064 rows, "
         "as they do in every pass of theirs; we compute those of the 64 masks, in a window of 1,088. The share of the "
         "masks for which llama.cpp's first pass picks the token that our fp32 picks says whether weights and work are "
-        "the same.",
+        "the same. GFLOPS are the products that a contestant runs, over its time.",
         "\n".join(_passes(results)),
         "## A whole answer of 64 tokens",
         "\n".join(_answers(results)),
@@ -34,17 +34,18 @@ def report(results: dict[str, Any]) -> str:
 
 def _passes(results: dict[str, Any]) -> Iterator[str]:
     ours = list(results["answers"]["ours"])
-    yield f"| contestant | ms | same picks | {' | '.join(f'{name} is faster by' for name in ours)} |"
-    yield "|---" * (3 + len(ours)) + "|"
+    yield f"| contestant | ms | GFLOPS | same picks | {' | '.join(f'{name} is faster by' for name in ours)} |"
+    yield "|---" * (4 + len(ours)) + "|"
     for name, times in results["passes"].items():
         picks = results["same_picks"].get(name)
-        cells = [name, f"{1e3 * median(times):,.0f}", "" if picks is None else f"{picks:.0%}"]
+        rate = results["operations"][name] / median(times) / 1e9
+        cells = [name, f"{1e3 * median(times):,.0f}", f"{rate:.0f}", "" if picks is None else f"{picks:.0%}"]
         cells += [f"{results['ratios'][name][own]:.2f}" for own in ours]
         yield f"| {' | '.join(cells)} |"
     best = results["answers"]["best"]
     reached = {own: results["ratios"][best][own] for own in ours}
     yield ""
-    yield f"Asked for: {LEAST_PASS:.0f} times as fast as the best of llama.cpp, which here is {best}: "
+    yield f"Asked for: {LEAST_PASS:.0f} times as fast as the best of llama.cpp, which here is {best}:"
     yield "; ".join(f"{own} {_verdict(found, LEAST_PASS)}" for own, found in reached.items()) + "."
 
 

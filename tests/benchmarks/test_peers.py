@@ -162,6 +162,7 @@ def test_page_judges_by_the_best() -> None:
     ratios = {"llama.cpp f16": {"lladav fp32": 3.0}, "llama.cpp bf16": {"lladav fp32": 1.5}}
     results = {
         "machine": dict.fromkeys(("processor", "cores", "load", "load_after", "torch", "onnxruntime"), "x"),
+        "operations": dict.fromkeys(("llama.cpp f16", "llama.cpp bf16", "lladav fp32"), 6 * 10**9),
         "passes": {"llama.cpp f16": [3.0], "llama.cpp bf16": [1.5], "lladav fp32": [1.0]},
         "ratios": ratios | {"lladav fp32": {"lladav fp32": 1.0}},
         "same_picks": {"llama.cpp f16": 0.5},
@@ -174,4 +175,5 @@ def test_page_judges_by_the_best() -> None:
     }
     text = report(results)
     assert "which here is llama.cpp bf16: lladav fp32 **missed**" in " ".join(text.split())
+    assert "| llama.cpp bf16 | 1,500 | 4 |" in text
     assert "| lladav fp32 | 3.0 | 32.0, reached |" in text
