@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx
 import pytest
 from hypothesis import given
@@ -37,6 +39,7 @@ FORMS = {
     "none": None,
     "w8": Quantization(form="w8"),
     "w4": Quantization(form="w4", block=128),
+    "w8a8": Quantization(form="w8a8"),
     "kept": Quantization(form="w4", block=64, kept=("model.layers.1.mlp.up_proj", "model.mm_projector.0")),
 }
 
@@ -176,4 +179,6 @@ def test_a_pass_takes_as_long_as_the_slower_of_both(cost: Cost, bandwidth: float
 def graphs(geometry: Geometry, precision: Precision, form: str) -> dict[str, onnx.ModelProto]:
     quantization = FORMS[form]
     linears = linear_forms(geometry, quantization) if quantization else {}
+    if form == "w8a8":
+        linears = {name: replace(one, input_range=1.0) for name, one in linears.items()}
     return {b.name: b.model() for b in build_graphs(geometry, GraphForm(COMPUTE[precision], 2, linears))}
