@@ -63,6 +63,7 @@ def _unpack(folder: Path) -> Path:
         archive.extractall(beside, [m for m in archive.getmembers() if _INSIDE in m.name], filter="data")
     (inside,) = beside.glob("*" + _INSIDE.rstrip("/"))
     inside.rename(target)
+    shutil.rmtree(beside)
     return target
 
 

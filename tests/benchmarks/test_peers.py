@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,23 @@ def test_nothing_to_build_from(tmp_path: Path) -> None:
     assert (
         caught.value.cure == f"pip download --no-binary llama-cpp-python --no-deps --dest {tmp_path} llama-cpp-python"
     )
+
+
+def test_sources_come_out_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as CMake, which is not there to say what it thinks of them."""
+    inside = tmp_path / "llama_cpp_python-1" / "vendor" / "llama.cpp" / "src"
+    inside.mkdir(parents=True)
+    (inside / "llama.cpp").write_text("int main() {}")
+    (tmp_path / "llama_cpp_python-1" / "setup.py").write_text("what is not needed")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    with tarfile.open(cache / "llama_cpp_python-1.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "llama_cpp_python-1", "llama_cpp_python-1")
+    monkeypatch.setattr(llama_cpp.shutil, "which", lambda _: None)
+    with pytest.raises(BackendError, match="CMake, which is not here"):
+        build(cache)
+    assert sorted(path.name for path in cache.iterdir()) == ["llama.cpp", "llama_cpp_python-1.tar.gz"]
+    assert (cache / "llama.cpp" / "src" / "llama.cpp").read_text() == "int main() {}"
 
 
 def test_nothing_to_build_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
