@@ -62,6 +62,10 @@ CALIBRATIONS = {
 }
 
 
+TOWER = "model.vision_tower.*.mlp.fc1"
+"""Layers that spoil answers in 8 bits, whatever the language model is in."""
+
+
 @dataclass(frozen=True)
 class Form:
     """A way to export.
@@ -81,24 +85,29 @@ class Form:
     @property
     def label(self) -> str:
         """What tells it from others."""
-        if self.calibration is None:
-            return "none"
-        return self.calibration + ("" if self.searched else ", ranges alone")
+        text = "none" if self.calibration is None else self.calibration
+        if self.calibration is not None and not self.searched:
+            text += ", ranges alone"
+        return text + (", fc1 of the tower kept" if self.options.get("keep_layers") else "")
 
 
-def quantised_form(name: str, calibration: str | None = None, *, searched: bool = True) -> Form:
-    """A form in integers."""
-    return Form(name, {"dtype": "fp16", "quantize": name}, calibration, calibration is not None and searched)
+def quantised_form(
+    name: str, calibration: str | None = None, *, searched: bool = True, keep: tuple[str, ...] = (TOWER,)
+) -> Form:
+    """A form in integers, but for some layers."""
+    options = {"dtype": "fp16", "quantize": name, "keep_layers": keep}
+    return Form(name, options, calibration, calibration is not None and searched)
 
 
 SEEN = "steps and pictures"
 FORMS = (
     Form(REFERENCE, {"dtype": "fp16"}),
+    quantised_form("w8", keep=()),
+    quantised_form("w4", keep=()),
     quantised_form("w8"),
     quantised_form("w4"),
     quantised_form("w4", SEEN),
-    quantised_form("w8a8", SEEN),
-    *(quantised_form("w8a8", calibration) for calibration in CALIBRATIONS if calibration != SEEN),
+    *(quantised_form("w8a8", calibration) for calibration in CALIBRATIONS),
     quantised_form("w8a8", SEEN, searched=False),
     quantised_form("w4", "first pass, pictures"),
     Form("fp32", {"dtype": "fp32"}),
@@ -260,7 +269,8 @@ class Table:
             f"(`lladav verify --quantized`). Worst layers are the {WORST} largest relative errors of outputs, on the "
             f"reference's input to their block. Calibrations see {pictures} drawings of another style "
             f"({CALIBRATION_STYLE}) and six prompts, or the prompts alone; `ranges alone` takes ranges of inputs from "
-            "them, and searches neither factors nor layers to keep."
+            "them, and searches neither factors nor layers to keep; with fc1 of the tower kept, "
+            f"`{TOWER}` is in fp16. Kept layers count these too."
         )
         yield ""
         yield from self.gates()
