@@ -109,6 +109,7 @@ FORMS = (
     quantised_form("w4", SEEN),
     *(quantised_form("w8a8", calibration) for calibration in CALIBRATIONS),
     quantised_form("w8a8", SEEN, searched=False),
+    quantised_form("w8a8", "steps, text alone", searched=False),
     quantised_form("w4", "first pass, pictures"),
     Form("fp32", {"dtype": "fp32"}),
 )
