@@ -165,7 +165,7 @@ def test_picks_are_read_from_the_words(tmp_path: Path) -> None:
 
 def test_pass_is_what_more_steps_cost(tmp_path: Path) -> None:
     """A program that is busy for as many turns as it has steps, and as long again to begin with."""
-    busy = "i=0; for last; do :; done; while [ $i -lt $((last * 20000 + 20000)) ]; do i=$((i + 1)); done"
+    busy = "i=0; for last; do :; done; while [ $i -lt $((last * 100000 + 100000)) ]; do i=$((i + 1)); done"
     example = DiffusionExample(program(tmp_path, busy), tmp_path / "model", "abc", 8)
     one, found = example.seconds(1), example.pass_seconds()
     assert one == pytest.approx(2 * found, rel=0.5)
