@@ -95,7 +95,7 @@ class DenoisingLoop(Loop):
         kind, last = self._plan()
         turns = [self._turn(number, quota, kind, last) for number, quota in enumerate(due) if quota is not None]
         places = [self._window_positions(turn) for turn in turns]
-        wanted = np.unique(np.concatenate(places))
+        wanted = places[0] if len(places) == 1 else np.unique(np.concatenate(places))
         before = perf_counter()
         with span(kind):
             logits = self._window.refresh(wanted) if kind == "refresh" else self._window.step(wanted)
@@ -104,7 +104,8 @@ class DenoisingLoop(Loop):
         done = []
         for turn, place in zip(turns, places, strict=True):
             with span("sampling"):
-                self._evaluate(turn, logits, np.searchsorted(wanted, place))
+                rows = np.arange(len(place)) if place is wanted else np.searchsorted(wanted, place)
+                self._evaluate(turn, logits, rows)
             with span("commit"):
                 chosen = self._commit(turn, self._select(turn), whole=self._scheduled)
                 turn.canvas.scan()

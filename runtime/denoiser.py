@@ -158,8 +158,10 @@ class HostWindow:
     def place(self, sequence: int, places: np.ndarray, ids: np.ndarray) -> None:
         """See `Window`."""
         embeds, inside = self._table.gather(ids), places < self.canvas_start
-        self.prompt[sequence, places[inside]] = embeds[inside]
-        self.canvas[sequence, places[~inside] - self.canvas_start] = embeds[~inside]
+        if inside.any():
+            self.prompt[sequence, places[inside]] = embeds[inside]
+            places, embeds = places[~inside], embeds[~inside]
+        self.canvas[sequence, places - self.canvas_start] = embeds
 
     def evaluator(self, sampling: Sampling, draws: Sequence[np.random.Generator]) -> HostEvaluator:
         """See `Window`."""

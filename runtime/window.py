@@ -53,7 +53,7 @@ class Window(Protocol):
         """The full pass over prompt and canvas; keeps the prompt's keys and values where they are used.
 
         Args:
-            rows: `[R]` int64 window positions whose logits are wanted, ascending.
+            rows: `[R]` int64 window positions whose logits are wanted, each once.
 
         Returns:
             The logits, for the evaluator; overwritten by the next pass.
