@@ -116,6 +116,10 @@ def at(pipe: Pipeline, cases: Sequence[Case], deadline_ms: float, preset: str) -
     )
 
 
+_SHOWN = 20
+"""Answers that a share is drawn from at least; deadlines that are nearly always refused have fewer."""
+
+
 def draw(curves: dict[str, list[Point]], file: Path) -> None:
     """Quality against deadline."""
     import matplotlib
@@ -125,7 +129,7 @@ def draw(curves: dict[str, list[Point]], file: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for label, points in curves.items():
-        given = [(p.deadline_ms, 100 * p.right) for p in points if p.right is not None]
+        given = [(p.deadline_ms, 100 * p.right) for p in points if p.right is not None and p.answers >= _SHOWN]
         axes.plot(*zip(*given, strict=True), marker="o", label=label)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:.0f}")
