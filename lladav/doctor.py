@@ -197,7 +197,11 @@ def _verbs(
     export = _workstation("export", _EXPORT_MODULES)
     verify = _workstation("verify", _VERIFY_MODULES)
     build = _build(engines, jetson=bool(machine.l4t))
-    return (export, _run(providers, resampling), build, Ability("plan"), verify, Ability("inspect"), Ability("doctor"))
+    calibrate = Ability("calibrate", export.fault, export.cure)
+    run = _run(providers, resampling)
+    profile = Ability("profile", run.fault, run.cure)
+    rest = (Ability("plan"), verify, Ability("inspect"), Ability("doctor"))
+    return (export, calibrate, run, profile, build, *rest)
 
 
 def _workstation(extra: str, modules: tuple[str, ...]) -> Ability:

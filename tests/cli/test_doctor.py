@@ -43,7 +43,8 @@ def test_everything_works_where_the_tests_run(here: Diagnosis) -> None:
     fault, cure = found.pop("build")
     assert (fault == "") == any(find_spec(name) for name in ("tensorrt", "tensorrt_rtx"))
     assert bool(fault) == bool(cure)
-    assert found == dict.fromkeys(("export", "run", "plan", "verify", "inspect", "doctor"), ("", ""))
+    working = ("export", "calibrate", "run", "profile", "plan", "verify", "inspect", "doctor")
+    assert found == dict.fromkeys(working, ("", ""))
     assert ("CPUExecutionProvider", "") in [(p.name, p.fault) for p in here.providers]
     assert here.resampling is True
     assert here.machine.cores >= 1
