@@ -49,7 +49,7 @@ def test_pages_exist_once_they_are_written() -> None:
 
 def written(size: int) -> np.ndarray:
     """Bytes in pages that are new to the process; an allocator might hand out ones that it kept."""
-    array = np.frombuffer(mmap.mmap(-1, size), np.uint8)
+    array = np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
     array[:] = 1
     return array
 
