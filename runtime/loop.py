@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class Request:
     template: Template | None = None
 
 
-class Loop:
+class Loop(ABC):
     """Iterates over passes; each gives one event per canvas, None for those that are finished.
 
     Args:
@@ -101,8 +102,8 @@ class Loop:
             window.place(sequence, window.canvas_start + np.arange(len(answer)), answer)
         return window
 
-    def __iter__(self) -> Iterator[tuple[StepEvent | None, ...]]:
-        raise NotImplementedError
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[StepEvent | None, ...]]: ...
 
     def finish_reason(self, number: int = 0) -> FinishReason:
         """Why an answer ended."""
