@@ -4,22 +4,30 @@ Both follow from the geometry, and are exact for the graphs that `export` writes
 with a count over the graphs' nodes. Bytes are those of a pass that keeps everything between its
 nodes in caches: each weight and input is read once, each output written once. Operations are those
 of matrix products, two per multiplication; all others together are few beside them.
+
+A prediction is no limit: it also needs to know of how many rows each product is, and what nodes hand to
+each other (`denoiser_products`, `handed_on`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from lladav.geometry import Geometry, LanguageGeometry, VisionGeometry
-from lladav.manifest import Manifest, Precision, Quantization
+from lladav.manifest import LANGUAGE_LAYERS, Integers, Manifest, Precision, Quantization
 from lladav.memory_plan import BYTES, Sizes
 
 PassName = Literal["refresh", "step", "vision_encoder", "connector"]
 Bound = Literal["bandwidth", "arithmetic"]
+ProductForm = Literal["float", "int8", "int4", "w8a8", "attention"]
+"""What products multiply: weights as they are held, in `w8a8` by inputs that are integers too; or activations."""
 
 _FLOAT, _INDEX = 4, 8
+_HEAD = "lm_head"
+_KEYS_VALUES = 2
+"""Linear layers of a block that come first, and are computed for the whole window always."""
 _TOWER = "model.vision_tower.vision_tower.vision_model.encoder.layers"
 
 
@@ -48,6 +56,22 @@ class Numbers:
         """Bytes of a weight that is no integer, and of a key or value."""
         return _FLOAT if self.cpu else BYTES[self.precision]
 
+    def integers(self, layer: str, inputs: int) -> Integers | None:
+        """What a linear layer's weights are; None for floats."""
+        if self.quantization is None or layer == _HEAD:
+            return None
+        return self.quantization.integers(layer, inputs)
+
+    def form(self, layer: str, inputs: int) -> ProductForm:
+        """What a linear layer's product multiplies."""
+        integers = self.integers(layer, inputs)
+        if integers is None:
+            return "float"
+        if integers.bits == 4:
+            return "int4"
+        assert self.quantization is not None
+        return "w8a8" if self.quantization.form == "w8a8" and layer.startswith(LANGUAGE_LAYERS) else "int8"
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -66,6 +90,20 @@ class Cost:
     @property
     def bytes(self) -> int:
         return self.weights + self.values
+
+
+class Product(NamedTuple):
+    """Matrix products of one form, all of so many rows.
+
+    Attributes:
+        form: of what is multiplied.
+        rows: of each product: how often what it reads is used.
+        operations: of all of them.
+    """
+
+    form: ProductForm
+    rows: int
+    operations: int
 
 
 @dataclass(frozen=True)
@@ -164,7 +202,7 @@ def _bytes_of(layers: Iterable[_Linear], numbers: Numbers) -> int:
     """Of weights, scales and biases."""
     total = 0
     for layer in layers:
-        integers = numbers.quantization.integers(layer.name, layer.inputs) if numbers.quantization else None
+        integers = numbers.integers(layer.name, layer.inputs)
         if integers is None:
             total += layer.products * numbers.width
         else:
@@ -174,24 +212,68 @@ def _bytes_of(layers: Iterable[_Linear], numbers: Numbers) -> int:
     return total
 
 
+def denoiser_products(
+    g: LanguageGeometry, kind: PassName, sizes: Sizes, numbers: Numbers, rows: int | None = None
+) -> Iterator[Product]:
+    """All matrix products of a refresh or a step.
+
+    Args:
+        g: sizes of the language model.
+        kind: `refresh` or `step`.
+        sizes: of its window, padding included.
+        numbers: in which it computes.
+        rows: of logits, per sequence; None is the whole canvas.
+    """
+    wanted = sizes.canvas if rows is None else rows
+    past, window = _past_and_window(kind, sizes)
+    shared = g.heads // g.kv_heads
+    for number in range(g.layers):
+        # The last layer's output is computed for the wanted rows alone, all but its keys and values.
+        mixed = wanted if number == g.layers - 1 else window
+        for place, layer in enumerate(_layer(g, number)):
+            yield _product(layer, sizes.batch * (window if place < _KEYS_VALUES else mixed), numbers)
+        scores = sizes.batch * g.heads * mixed * (past + window)
+        yield Product("attention", shared * mixed, 2 * 2 * g.head_size * scores)
+    yield _product(_head(g), sizes.batch * wanted, numbers)
+
+
+def handed_on(g: LanguageGeometry, kind: PassName, sizes: Sizes, rows: int | None = None) -> int:
+    """Bytes that a refresh's or step's nodes other than products read and write, between them, on the CPU.
+
+    Caches hold them or not, so they are in no limit. Counted over the graph as ONNX Runtime fuses it, in float32.
+    """
+    wanted = sizes.canvas if rows is None else rows
+    past, window = _past_and_window(kind, sizes)
+    computed = (g.layers - 1) * window + wanted
+    # The bias is added and the softmax taken; a step joins the scores of past and canvas, and parts their weights.
+    scores = (4 if kind == "refresh" else 8) * g.heads * computed * (past + window)
+    # Two norms and two sums; queries scaled, rotated, and turned to heads, as is what attention mixed.
+    wide = (4 + 6) * g.hidden_size + (2 + 11 + 2 + 2) * g.heads * g.head_size
+    inner = 5 * g.intermediate_size
+    # Keys and values turned to heads, and keys rotated; a refresh keeps both.
+    kept = (11 + 2 * 2) * g.kv_heads * g.head_size * window + 2 * 2 * g.kv_heads * g.head_size * (sizes.prompt - past)
+    return _FLOAT * sizes.batch * (scores + computed * (wide + inner) + g.layers * kept)
+
+
+def _past_and_window(kind: PassName, sizes: Sizes) -> tuple[int, int]:
+    return (0, sizes.prompt + sizes.canvas) if kind == "refresh" else (sizes.prompt, sizes.canvas)
+
+
+def _product(layer: _Linear, rows: int, numbers: Numbers) -> Product:
+    return Product(numbers.form(layer.name, layer.inputs), rows, 2 * rows * layer.products)
+
+
 def _denoiser(g: LanguageGeometry, kind: PassName, sizes: Sizes, numbers: Numbers, rows: int) -> Cost:
-    past, window = (0, sizes.prompt + sizes.canvas) if kind == "refresh" else (sizes.prompt, sizes.canvas)
-    keys = past + window
-    # The last layer's output is computed for the rows alone, all but its keys and values.
-    keeps, rest = _layer(g, 0)[:2], _layer(g, 0)[2:]
-    of_keys, of_rest = (sum(layer.products for layer in part) for part in (keeps, rest))
-    every = (g.layers - 1) * window + rows
-    attention = 2 * g.heads * g.head_size * keys
-    products = g.layers * window * of_keys + every * (of_rest + attention) + rows * g.hidden_size * g.vocab_rows
+    past, window = _past_and_window(kind, sizes)
     position = 2 * g.layers * g.kv_heads * g.head_size * numbers.width
     embeds_and_logits = _FLOAT * (window * g.hidden_size + rows * g.vocab_rows)
-    positions_and_bias = _INDEX * window + _FLOAT * keys
+    positions_and_bias = _INDEX * window + _FLOAT * (past + window)
     # Which rows, and which keys and values to keep: a list of them, or how many on the CPU.
     chosen = _INDEX * (rows + (1 if numbers.cpu else sizes.prompt - past))
     return Cost(
         weights=_denoiser_weights(g, numbers),
         values=sizes.batch * (embeds_and_logits + positions_and_bias + sizes.prompt * position) + chosen,
-        operations=2 * sizes.batch * products,
+        operations=sum(product.operations for product in denoiser_products(g, kind, sizes, numbers, rows)),
     )
 
 
@@ -199,7 +281,11 @@ def _denoiser_weights(g: LanguageGeometry, numbers: Numbers) -> int:
     """Linear layers, norms and head; the embedding table is read by row, outside."""
     layers = (layer for number in range(g.layers) for layer in _layer(g, number))
     norms = _FLOAT * (2 * g.layers + 1) * g.hidden_size
-    return _bytes_of(layers, numbers) + norms + g.vocab_rows * g.hidden_size * numbers.width
+    return _bytes_of((*layers, _head(g)), numbers) + norms
+
+
+def _head(g: LanguageGeometry) -> _Linear:
+    return _Linear(_HEAD, g.hidden_size, g.vocab_rows)
 
 
 def _layer(g: LanguageGeometry, number: int) -> tuple[_Linear, ...]:
