@@ -68,7 +68,7 @@ class Canvas:
         self._settled: dict[str, str] = {}
         self.block = 0
         self._end = schedule.block_length
-        self.follow()
+        self._follow()
 
     @property
     def length(self) -> int:
@@ -83,12 +83,12 @@ class Canvas:
     @property
     def masks_left(self) -> int:
         """Masked positions of the whole canvas."""
-        return int(self.masked[: self.length].sum())
+        return int(np.count_nonzero(self.masked[: self.length]))
 
     @property
     def undecided(self) -> int:
         """Masked positions that the answer still waits for."""
-        return int(self.masked[: self.stop if self.stop is not None else self.length].sum())
+        return int(np.count_nonzero(self.masked[: self.stop if self.stop is not None else self.length]))
 
     def quotas(self) -> Iterator[int]:
         """How many rows the fixed schedule commits in each step, while there is something to decide."""
@@ -111,6 +111,13 @@ class Canvas:
         limit = self.stop if self.stop is not None else self.length if whole else self._end
         return np.flatnonzero(self.masked & (self.positions < limit))
 
+    def restrictions(self, rows: np.ndarray) -> dict[int, Restriction]:
+        """`restriction` of those of `rows` `[m]` int64 that lie on the canvas, by index; none without a template."""
+        if self.template is None:
+            return {}
+        found = self.template.restrictions(self.ids, self.masked[: self.length])
+        return {index: found[row] for index, row in enumerate(rows.tolist()) if row < self.length}
+
     def restriction(self, row: int) -> Restriction:
         """What may stand in a row of a template, given what was decided so far."""
         assert self.template is not None
@@ -129,16 +136,27 @@ class Canvas:
         own = rows[rows < self.length]
         self.ids[own] = self.tokens[own]
 
-    def follow(self) -> np.ndarray:
-        """Decides what follows from a template and what was decided so far; returns these rows."""
+    def commit_in_hole(self, row: int) -> list[int]:
+        """Decides a row of a template as the model picked, and what follows from it; returns all rows decided."""
+        self.masked[row] = self._is_mask[self.tokens[row]]
+        if row < self.length:
+            self.ids[row] = self.tokens[row]
+        return [row, *self._follow(row)]
+
+    def _follow(self, after: int | None = None) -> list[int]:
+        """Decides what follows from a template and what was decided so far; returns these rows.
+
+        Args:
+            after: the only row that was decided since this was called last; None for any.
+        """
         if self.template is None:
-            return np.zeros(0, np.int64)
-        implied = self.template.implied(self.ids, self.masked[: self.length])
-        rows = np.flatnonzero(implied >= 0)
-        self.tokens[rows] = implied[rows]
-        self.confidences[rows] = 1.0
-        self.commit(rows)
-        return rows
+            return []
+        implied = self.template.implied(self.ids, self.masked[: self.length], after)
+        for row, token in implied.items():
+            self.tokens[row] = self.ids[row] = token
+            self.confidences[row] = 1.0
+            self.masked[row] = False
+        return list(implied)
 
     def scan(self) -> None:
         """Looks for stops."""

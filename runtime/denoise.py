@@ -23,7 +23,6 @@ from lladav.runtime.loop import Loop, Request
 from lladav.runtime.pacing import Pacer, PassTimes, pass_key
 from lladav.runtime.results import PassKind, StepEvent
 from lladav.runtime.selectors import Scores
-from lladav.runtime.template import Restriction
 from lladav.runtime.tracing import span
 from lladav.runtime.window import WindowMaker
 
@@ -132,7 +131,8 @@ class DenoisingLoop(Loop):
         canvas = self.canvases[number]
         candidates = canvas.candidates(whole=last)
         # Masks inside the prompt keep what the last refresh said of them.
-        computed = candidates if kind == "refresh" else candidates[candidates < canvas.length]
+        everything = kind == "refresh" or canvas.length == len(canvas.positions)
+        computed = candidates if everything else candidates[candidates < canvas.length]
         return Turn(canvas, number, quota, candidates, computed)
 
     def _window_positions(self, turn: Turn) -> np.ndarray:
@@ -153,11 +153,7 @@ class DenoisingLoop(Loop):
             BackendError: logits that are no numbers.
         """
         canvas = turn.canvas
-        rules: dict[int, Restriction] = {}
-        if canvas.template is not None:
-            own = enumerate(turn.computed.tolist())
-            rules = {index: canvas.restriction(row) for index, row in own if row < canvas.length}
-        picks = self._evaluator.pick(logits, turn.number, rows, rules)
+        picks = self._evaluator.pick(logits, turn.number, rows, canvas.restrictions(turn.computed))
         if not np.isfinite(picks.confidences).all():
             raise BackendError(
                 f"pass {self._step + 1} gave logits that are no numbers for {int(np.isnan(picks.confidences).sum())} "
@@ -196,7 +192,8 @@ class DenoisingLoop(Loop):
             canvas.commit(rows)
             self._write(turn.number, rows)
             return rows
-        decided = []
+        decided: list[int] = []
+        written: list[int] = []
         for row in rows.tolist():
             if not canvas.masked[row]:
                 continue  # it followed from a better one
@@ -205,9 +202,9 @@ class DenoisingLoop(Loop):
                     continue
                 index = int(np.searchsorted(turn.computed, row))
                 canvas.tokens[row], canvas.confidences[row] = self._evaluator.pick_again(index, canvas.restriction(row))
-            canvas.commit(np.array([row]))
             decided.append(row)
-            self._write(turn.number, np.append(canvas.follow(), row))
+            written += canvas.commit_in_hole(row)
+        self._write(turn.number, np.array(written, np.int64))
         return np.array(decided, np.int64)
 
     def _must_end(self, turn: Turn) -> bool:
@@ -225,7 +222,7 @@ class DenoisingLoop(Loop):
     def _write(self, number: int, rows: np.ndarray) -> None:
         """Gives the model what was decided; the unconditional sequence of guidance keeps its masked prompt."""
         canvas = self.canvases[number]
-        own = rows[rows < canvas.length]
+        own = rows[rows < canvas.length] if canvas.length < len(canvas.positions) else rows
         places = self._window.canvas_start + own
         self._window.place(number, places, canvas.ids[own])
         if self._guided:

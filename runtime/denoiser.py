@@ -16,6 +16,7 @@ from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.evaluation import HostEvaluator, Sampling
 from lladav.runtime.loop import Request
 from lladav.runtime.pacing import Pacer, PassTimes
+from lladav.runtime.sampling import room_for
 from lladav.runtime.sessions import NUMPY_TYPES, PADDED, BoundPass, open_session
 from lladav.runtime.window import Size, window_size
 
@@ -85,7 +86,8 @@ class HostWindow:
         self._table = table
         self.cached = cached
         self.owner: object = None
-        self._threads = threads
+        # Kept between answers, whose first step would else meet pages that were never touched.
+        self._room = room_for(language.vocab_rows, threads)
         window = prompt + canvas
         self._vocabulary = language.vocab_rows
         self._embeds = np.zeros((batch, window, language.hidden_size), np.float32)
@@ -165,7 +167,7 @@ class HostWindow:
 
     def evaluator(self, sampling: Sampling, draws: Sequence[np.random.Generator]) -> HostEvaluator:
         """See `Window`."""
-        return HostEvaluator(sampling, self._vocabulary, draws, self._threads)
+        return HostEvaluator(sampling, self._vocabulary, draws, self._room)
 
     def refresh(self, rows: np.ndarray) -> np.ndarray:
         """See `Window`; returns `[B, R, V]` float32 that the caller may write into."""

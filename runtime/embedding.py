@@ -66,15 +66,18 @@ class EmbeddingTable:
             PromptError: an id that the table has no row for.
         """
         wanted = np.asarray(ids, np.int64)
-        outside = wanted[(wanted < 0) | (wanted >= self.rows)]
-        if outside.size:
+        # A negative id is a huge one without a sign.
+        outside = wanted.view(np.uint64) >= self.rows
+        if outside.any():
             raise PromptError(
-                f"token id {outside[0]} has no embedding; the model has ids 0 to {self.rows - 1}",
+                f"token id {wanted[outside][0]} has no embedding; the model has ids 0 to {self.rows - 1}",
                 cure="encode the prompt with the tokenizer of this bundle",
             )
-        if out is None:
-            out = np.empty((len(wanted), self.width), np.float32)
         rows = self._table[wanted]
+        if out is None:
+            if rows.dtype == np.float32:
+                return rows
+            out = np.empty((len(wanted), self.width), np.float32)
         if self._bfloat16:
             np.left_shift(rows, 16, out=out.view(np.uint32), dtype=np.uint32)
         else:

@@ -56,11 +56,11 @@ class HostEvaluator:
         sampling: of every pass.
         vocabulary: length V of a row.
         draws: one generator per answer, so that none depends on what it is computed beside.
-        threads: most to share rows among.
+        room: see `Sampler`.
     """
 
     def __init__(
-        self, sampling: Sampling, vocabulary: int, draws: Sequence[np.random.Generator], threads: int = 1
+        self, sampling: Sampling, vocabulary: int, draws: Sequence[np.random.Generator], room: np.ndarray
     ) -> None:
         self._scale = sampling.cfg_scale
         self._samplers = [
@@ -70,7 +70,7 @@ class HostEvaluator:
                 sampling.temperature,
                 draw,
                 entropy=sampling.entropy,
-                threads=threads,
+                room=room,
             )
             for draw in draws
         ]

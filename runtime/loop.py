@@ -140,7 +140,7 @@ class Loop(ABC):
     def _event(
         self, canvas: Canvas, kind: PassKind, chosen: np.ndarray, forced: np.ndarray, ms: float, graph_ms: float
     ) -> StepEvent:
-        decided = np.concatenate((chosen, forced))
+        decided = np.concatenate((chosen, forced)) if len(forced) else chosen
         return StepEvent(
             step=self._step,
             kind=kind,

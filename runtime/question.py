@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from lladav.runtime.template import Template
 AnySource: TypeAlias = Source | DlpackArray | CudaArray
 
 DEFAULT_FRAMES = 32
+
+# Parsed templates that are kept.
+_TEMPLATES = 16
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,8 @@ class Encoder:
         self._manifest = manifest
         self._tokenizer = tokenizer
         self._rows = rows
+        # A robot asks for the same template again and again.
+        self._template = functools.lru_cache(_TEMPLATES)(self._parsed)
 
     def plan(self, config: GenerationConfig) -> Plan:
         """Checks options against one another and the bundle.
@@ -122,9 +128,7 @@ class Encoder:
         template = None
         length = self._manifest.generation.gen_length
         if config.template is not None:
-            template = Template.parse(
-                config.template, self._tokenizer, self._manifest.tokens, self._manifest.geometry.language.vocab_rows
-            )
+            template = self._template(config.template)
             length = template.length
             if config.gen_length not in (None, length):
                 raise OptionError(
@@ -168,6 +172,10 @@ class Encoder:
             self._check(stop, "a stop")
         # The end of turn fills the unused length of a template's holes.
         return ids, () if config.template is not None else stops
+
+    def _parsed(self, template: str) -> Template:
+        vocab_rows = self._manifest.geometry.language.vocab_rows
+        return Template.parse(template, self._tokenizer, self._manifest.tokens, vocab_rows)
 
     def _check(self, ids: Sequence[int], what: str) -> None:
         for i in ids:

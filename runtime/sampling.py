@@ -35,6 +35,16 @@ class Picks:
     entropies: np.ndarray | None
 
 
+def room_for(vocab_rows: int, threads: int = 1) -> np.ndarray:
+    """Room for the exponentials of a part of the rows per thread, `[threads, rows, V + padding]` float32.
+
+    What fills the last lanes of a long row up is 0 and stays so.
+    """
+    rows = max(1, _PART // vocab_rows)
+    padding = -vocab_rows % _LANES if rows == 1 else 0
+    return np.zeros((threads, rows, vocab_rows + padding), np.float32)
+
+
 class Sampler:
     """Picks tokens by the authors' rule, on buffers that are allocated once.
 
@@ -44,7 +54,8 @@ class Sampler:
         temperature: 0 for the likeliest token, else Gumbel-max sampling.
         rng: draws V uniform numbers per row when the temperature is not 0.
         entropy: whether entropies are wanted.
-        threads: most to share the rows among; one where the noise has to be drawn in order.
+        room: from `room_for`, which samplers that take turns may share; else the sampler has its own,
+            for one thread. Where noise has to be drawn in order, one thread of it is used.
     """
 
     def __init__(
@@ -55,18 +66,17 @@ class Sampler:
         rng: np.random.Generator,
         *,
         entropy: bool = False,
-        threads: int = 1,
+        room: np.ndarray | None = None,
     ) -> None:
-        self._suppressed = np.array(suppressed, np.int64)
+        self._suppressed = suppressed
         self._temperature = temperature
         self._rng = rng
         self._entropy = entropy
-        self._rows = max(1, _PART // vocab_rows)
-        self._threads = threads if temperature == 0 else 1
-        shape = (self._threads, self._rows, vocab_rows)
-        # What fills the last lanes up stays 0.
-        self._exponentials = np.zeros((*shape[:2], -(-vocab_rows // _LANES) * _LANES), np.float32)
-        self._differences = np.empty(shape if entropy else (self._threads, 0, 0), np.float32)
+        self._exponentials = room if room is not None else room_for(vocab_rows)
+        self._rows = self._exponentials.shape[1]
+        self._threads = len(self._exponentials) if temperature == 0 else 1
+        shape = (self._threads, self._rows if entropy else 0, vocab_rows)
+        self._differences = np.empty(shape, np.float32)
         self._numbers = np.arange(self._rows)
         self._noise = np.empty((self._rows if temperature > 0 else 0, vocab_rows), np.float64)
 
@@ -81,8 +91,8 @@ class Sampler:
             logits: `[R, V]` float32; suppressed entries are overwritten.
         """
         count = len(logits)
-        rows = np.arange(count)
-        logits[:, self._suppressed] = -np.inf
+        for token in self._suppressed:
+            logits[:, token] = -np.inf
         likeliest, others, weighted = np.empty(count, np.int64), np.empty(count), np.empty(count)
         parts = [slice(start, min(start + self._rows, count)) for start in range(0, count, self._rows)]
 
@@ -102,6 +112,7 @@ class Sampler:
         if self._temperature == 0:
             return Picks(likeliest, 1.0 / total, self._entropies(total, weighted))
         tokens = np.concatenate([self._sampled(logits[part]) for part in parts])
+        rows = np.arange(count)
         behind = logits[rows, tokens].astype(np.float64) - logits[rows, likeliest]
         return Picks(tokens, np.exp(behind) / total, self._entropies(total, weighted))
 
@@ -116,13 +127,16 @@ class Sampler:
         best = logits[rows, likeliest]
         exponentials = self._exponentials[thread, : len(logits)]
         own = exponentials[:, : logits.shape[1]]
-        # Relative to 0 where that cannot overflow, which saves a pass over a long row.
-        direct = self._rows == 1 and abs(best[0]) <= _DIRECT
+        # Relative to 0 where that cannot overflow, which saves a pass over the rows.
+        direct = np.abs(best).max() <= _DIRECT
         np.exp(logits if direct else np.subtract(logits, best[:, None], out=own), out=own)
         unit = np.exp(best.astype(np.float64)) if direct else 1.0
         own[rows, likeliest] = 0.0
-        # Many short sums side by side are faster than numpy's sum of a row, and as exact.
-        others = exponentials.reshape(len(logits), -1, _LANES).sum(axis=1).sum(axis=1, dtype=np.float64) / unit
+        if self._rows == 1:
+            # Many short sums side by side are faster than numpy's sum of a long row, and as exact.
+            others = exponentials.reshape(1, -1, _LANES).sum(axis=1).sum(axis=1, dtype=np.float64) / unit
+        else:
+            others = own.sum(axis=1) / unit
         if not self._entropy:
             return others, np.zeros(len(logits))
         differences = self._differences[thread, : len(logits)]

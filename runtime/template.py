@@ -23,6 +23,9 @@ __all__ = ["Hole", "Restriction", "Template", "Value"]
 Value = str | int | float | bool | None
 """What a hole can hold: text and choices are strings unless a choice is a JSON value by itself."""
 
+# States of holes whose restrictions are remembered, across the answers to one template.
+_STATES = 1024
+
 
 class Template:
     """A canvas with fixed tokens and holes; made by `parse`, and never changed by use.
@@ -62,7 +65,11 @@ class Template:
         self._owners = {
             position: hole for hole in self.holes for position in range(hole.start, hole.start + hole.length)
         }
-        self._latest: dict[int, tuple[bytes, tuple[Restriction, ...]]] = {}
+        self._standing = [
+            self._free if position in self._owners else Restriction(self.pinned[position : position + 1], allowed=True)
+            for position in range(self.length)
+        ]
+        self._known: dict[tuple[int, bytes], tuple[Restriction, ...]] = {}
 
     @classmethod
     def parse(cls, text: str, tokenizer: ChatTokenizer, tokens: SpecialTokens, vocab_rows: int) -> Template:
@@ -113,39 +120,57 @@ class Template:
             ValueError: something was committed that was not allowed.
         """
         hole = self._owners.get(position)
-        if hole is None:
-            return Restriction(self.pinned[position : position + 1], allowed=True)
-        if not hole.shapes:
-            return self._free
-        committed = np.where(masked[hole.span], -1, ids[hole.span])
-        key, known = committed.tobytes(), self._latest.get(hole.start)
-        if known is None or known[0] != key:
-            # Most passes change few holes, and every masked position asks in each.
-            known = self._latest[hole.start] = key, hole.restrictions(committed.tolist())
-        return known[1][position - hole.start]
+        if hole is None or not hole.shapes:
+            return self._standing[position]
+        return self._of_shapes(hole, ids, masked)[position - hole.start]
 
-    def implied(self, ids: np.ndarray, masked: np.ndarray) -> np.ndarray:
+    def restrictions(self, ids: np.ndarray, masked: np.ndarray) -> list[Restriction]:
+        """`restriction` of every position."""
+        out = self._standing.copy()
+        for hole in self.holes:
+            if hole.shapes:
+                out[hole.span] = self._of_shapes(hole, ids, masked)
+        return out
+
+    def _of_shapes(self, hole: Hole, ids: np.ndarray, masked: np.ndarray) -> tuple[Restriction, ...]:
+        """Of every position of a hole with a closed set of values."""
+        committed = np.where(masked[hole.span], -1, ids[hole.span])
+        key = hole.start, committed.tobytes()
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= _STATES:
+                self._known.clear()
+            found = self._known[key] = hole.restrictions(committed.tolist())
+        return found
+
+    def implied(self, ids: np.ndarray, masked: np.ndarray, after: int | None = None) -> dict[int, int]:
         """What masked positions become without being asked: behind a filler, or where one token is left.
 
         Args:
             ids: `[length]` int64, what is committed so far.
             masked: `[length]` bool.
+            after: the only position that was committed since this was asked last; None for any.
 
         Returns:
-            `[length]` int64: a token, or -1 where there is something to decide, or no mask.
+            Tokens by position.
         """
-        out = np.full(self.length, -1, np.int64)
-        for hole in self.holes:
+        out: dict[int, int] = {}
+        for hole in self.holes if after is None else self._concerned(after, ids):
+            open_places = np.flatnonzero(masked[hole.span]).tolist()
             if hole.shapes:
-                for place in np.flatnonzero(masked[hole.span]) + hole.start:
-                    allowed = self.restriction(int(place), ids, masked).ids
-                    if len(allowed) == 1:
-                        out[place] = allowed[0]
+                rules = self._of_shapes(hole, ids, masked)
+                left = {hole.start + place: rules[place].ids for place in open_places}
+                out |= {position: int(allowed[0]) for position, allowed in left.items() if len(allowed) == 1}
             else:
-                ended = (ids[hole.span] == self.filler) & ~masked[hole.span]
-                behind = np.logical_or.accumulate(ended) & masked[hole.span]
-                out[hole.span][behind] = self.filler
+                ended = np.flatnonzero((ids[hole.span] == self.filler) & ~masked[hole.span])
+                first = ended[0] if len(ended) else hole.length
+                out |= {hole.start + place: self.filler for place in open_places if place > first}
         return out
+
+    def _concerned(self, position: int, ids: np.ndarray) -> tuple[Hole, ...]:
+        """The hole in which something may follow from a position; from a word within text nothing does."""
+        hole = self._owners.get(position)
+        return (hole,) if hole is not None and (hole.shapes or ids[position] == self.filler) else ()
 
     def hole_text(self, hole: Hole, ids: np.ndarray) -> str:
         """Text of a hole up to its first filler, without white space at both ends; masks are left out."""

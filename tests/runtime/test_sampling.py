@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lladav.runtime.sampling import Sampler, guide, restrict
+from lladav.runtime.sampling import Sampler, guide, restrict, room_for
 from lladav.runtime.template import Restriction
 
 
@@ -74,7 +74,9 @@ def test_rows_are_picked_as_one_by_one() -> None:
 def test_threads_change_nothing() -> None:
     logits = np.random.default_rng(0).normal(0, 3, (7, 90_000)).astype(np.float32)
     one, three = (
-        Sampler(90_000, (5,), 0.0, np.random.default_rng(0), entropy=True, threads=threads).pick(logits.copy())
+        Sampler(90_000, (5,), 0.0, np.random.default_rng(0), entropy=True, room=room_for(90_000, threads)).pick(
+            logits.copy()
+        )
         for threads in (1, 3)
     )
     assert one.tokens.tolist() == three.tokens.tolist()

@@ -116,14 +116,20 @@ class Filler:
     def fill(self) -> np.ndarray:
         ids, masked = blank(self.template, self.vocab)
         close = self.rng.random() < 0.5
+        if close:
+            self.close(ids, masked)
         while masked.any():
             position = int(self.rng.choice(np.flatnonzero(masked)))
             ids[position] = self.pick(position, ids, masked)
             masked[position] = False
             if close:
-                implied = self.template.implied(ids, masked)
-                ids[implied >= 0], masked[implied >= 0] = implied[implied >= 0], False
+                assert self.template.implied(ids, masked, after=position) == self.template.implied(ids, masked)
+                self.close(ids, masked)
         return ids
+
+    def close(self, ids: np.ndarray, masked: np.ndarray) -> None:
+        for place, token in self.template.implied(ids, masked).items():
+            ids[place], masked[place] = token, False
 
 
 # ------------------------------------------------------------------------ validity by construction
@@ -390,22 +396,24 @@ def test_what_follows_from_what_was_committed(tiny: Vocab) -> None:
     template = tiny.template("{{4}}{{int}}{{at|of}}")
     ids, masked = blank(template, tiny)
 
-    def implied() -> dict[int, int]:
-        found = template.implied(ids, masked)
-        return {int(place): int(found[place]) for place in np.flatnonzero(found >= 0)}
+    def implied(after: int | None = None) -> dict[int, int]:
+        return template.implied(ids, masked, after)
 
     assert not implied()
     # What stands under a mask is only provisional.
-    assert not (template.implied(np.where(masked, template.filler, ids), masked) >= 0).any()
+    assert not template.implied(np.where(masked, template.filler, ids), masked)
     ids[1], masked[1] = template.filler, False
-    assert implied() == {2: template.filler, 3: template.filler}
+    assert implied() == implied(after=1) == {2: template.filler, 3: template.filler}
+    assert not implied(after=0)
     ids[0], masked[0] = tiny.ids("x")[0], False
     ids[4:6], masked[4:6] = [tiny.ids("7")[0], template.filler], False
     assert implied().keys() == {2, 3, 6, 7}
     if len(tiny.ids("at")) == 2:
         ids[8], masked[8] = tiny.ids("at")[0], False
-        assert implied()[9] == tiny.ids("at")[1]
-    filled = np.where(masked, np.maximum(template.implied(ids, masked), 0), ids)
+        assert implied()[9] == implied(after=8)[9] == tiny.ids("at")[1]
+    for place, token in implied().items():
+        ids[place] = token
+    filled = np.where(ids == tiny.tokens.mask, 0, ids)
     assert template.values(filled)["1"] == "x"
     assert template.values(filled)["2"] == 7
 
