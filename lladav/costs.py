@@ -6,7 +6,7 @@ nodes in caches: each weight and input is read once, each output written once. O
 of matrix products, two per multiplication; all others together are few beside them.
 
 A prediction is no limit: it also needs to know of how many rows each product is, and what nodes hand to
-each other (`denoiser_products`, `handed_on`).
+each other (`pass_products`, `handed_on`).
 """
 
 from __future__ import annotations
@@ -156,20 +156,15 @@ def pass_cost(manifest: Manifest, kind: PassName, sizes: Sizes, numbers: Numbers
         return _denoiser(g.language, kind, sizes, numbers, sizes.canvas if rows is None else rows)
     assert g.vision is not None, "a text-only model has no pictures"
     rows_of_crops = sizes.tiles * g.vision.tokens
+    operations = _sum(pass_products(manifest, kind, sizes, numbers))
     if kind == "connector":
-        layers = tuple(_connector(g.vision, g.language))
-        operations = sum(2 * layer.products * rows_of_crops for layer in layers)
         values = _FLOAT * rows_of_crops * (g.vision.hidden_size + g.language.hidden_size)
-        return Cost(_bytes_of(layers, numbers), values, operations)
-    layers = tuple(_tower(g.vision))
-    patches = 3 * g.vision.patch_size**2 * g.vision.hidden_size
-    attention = g.vision.layers * 2 * g.vision.tokens * g.vision.hidden_size
-    products = patches + attention + sum(layer.products for layer in layers)
+        return Cost(_bytes_of(_connector(g.vision, g.language), numbers), values, operations)
     pixels = sizes.tiles * 3 * g.vision.image_size**2
     return Cost(
-        weights=_bytes_of(layers, numbers) + _FLOAT * _tower_floats(g.vision),
+        weights=_bytes_of(_tower(g.vision), numbers) + _FLOAT * _tower_floats(g.vision),
         values=_FLOAT * (pixels + rows_of_crops * g.vision.hidden_size),
-        operations=2 * products * rows_of_crops,
+        operations=operations,
     )
 
 
@@ -212,28 +207,38 @@ def _bytes_of(layers: Iterable[_Linear], numbers: Numbers) -> int:
     return total
 
 
-def denoiser_products(
-    g: LanguageGeometry, kind: PassName, sizes: Sizes, numbers: Numbers, rows: int | None = None
+def pass_products(
+    manifest: Manifest, kind: PassName, sizes: Sizes, numbers: Numbers, rows: int | None = None
 ) -> Iterator[Product]:
-    """All matrix products of a refresh or a step.
+    """All matrix products of a pass; arguments as in `pass_cost`."""
+    g = manifest.geometry
+    if kind == "refresh" or kind == "step":
+        yield from _denoiser_products(g.language, kind, sizes, numbers, sizes.canvas if rows is None else rows)
+        return
+    assert g.vision is not None, "a text-only model has no pictures"
+    rows_of_crops = sizes.tiles * g.vision.tokens
+    if kind == "connector":
+        yield from (_product(layer, rows_of_crops, numbers) for layer in _connector(g.vision, g.language))
+        return
+    patches = 3 * g.vision.patch_size**2 * g.vision.hidden_size
+    yield Product("float", rows_of_crops, 2 * rows_of_crops * patches)
+    yield from (_product(layer, rows_of_crops, numbers) for layer in _tower(g.vision))
+    scores = g.vision.layers * rows_of_crops * g.vision.tokens
+    yield Product("attention", g.vision.tokens, 2 * 2 * g.vision.hidden_size * scores)
 
-    Args:
-        g: sizes of the language model.
-        kind: `refresh` or `step`.
-        sizes: of its window, padding included.
-        numbers: in which it computes.
-        rows: of logits, per sequence; None is the whole canvas.
-    """
-    wanted = sizes.canvas if rows is None else rows
+
+def _denoiser_products(
+    g: LanguageGeometry, kind: PassName, sizes: Sizes, numbers: Numbers, wanted: int
+) -> Iterator[Product]:
     past, window = _past_and_window(kind, sizes)
-    shared = g.heads // g.kv_heads
     for number in range(g.layers):
         # The last layer's output is computed for the wanted rows alone, all but its keys and values.
         mixed = wanted if number == g.layers - 1 else window
         for place, layer in enumerate(_layer(g, number)):
             yield _product(layer, sizes.batch * (window if place < _KEYS_VALUES else mixed), numbers)
         scores = sizes.batch * g.heads * mixed * (past + window)
-        yield Product("attention", shared * mixed, 2 * 2 * g.head_size * scores)
+        # Heads that share keys are further rows.
+        yield Product("attention", g.heads // g.kv_heads * mixed, 2 * 2 * g.head_size * scores)
     yield _product(_head(g), sizes.batch * wanted, numbers)
 
 
@@ -259,6 +264,10 @@ def _past_and_window(kind: PassName, sizes: Sizes) -> tuple[int, int]:
     return (0, sizes.prompt + sizes.canvas) if kind == "refresh" else (sizes.prompt, sizes.canvas)
 
 
+def _sum(products: Iterable[Product]) -> int:
+    return sum(product.operations for product in products)
+
+
 def _product(layer: _Linear, rows: int, numbers: Numbers) -> Product:
     return Product(numbers.form(layer.name, layer.inputs), rows, 2 * rows * layer.products)
 
@@ -273,7 +282,7 @@ def _denoiser(g: LanguageGeometry, kind: PassName, sizes: Sizes, numbers: Number
     return Cost(
         weights=_denoiser_weights(g, numbers),
         values=sizes.batch * (embeds_and_logits + positions_and_bias + sizes.prompt * position) + chosen,
-        operations=sum(product.operations for product in denoiser_products(g, kind, sizes, numbers, rows)),
+        operations=_sum(_denoiser_products(g, kind, sizes, numbers, rows)),
     )
 
 

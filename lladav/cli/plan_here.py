@@ -11,8 +11,15 @@ from lladav.cli import screen
 from lladav.errors import OptionError
 
 if TYPE_CHECKING:
+    from lladav.costs import ProductForm
     from lladav.runtime.profiling.prediction import CpuRow, PredictedPass
     from lladav.runtime.profiling.probe import Probe
+
+
+_FORMS: dict[ProductForm, str] = {
+    **{"float": "float32 weights", "int8": "int8 weights", "int4": "int4 weights"},
+    **{"w8a8": "int8 weights and inputs", "attention": "attention"},
+}
 
 
 def plan_here(
@@ -74,12 +81,12 @@ def plan_here(
 
 
 def _rows(rows: list[CpuRow], rates: Probe, canvas: int, batch: int, *, measured: bool) -> Table:
-    parts = ("ms", "bound", "measured", "error") if measured else ("ms", "bound")
+    parts = ("ms", "limit", "measured", "error") if measured else ("ms", "limit")
     columns = ["prompt", *(f"{kind} {part}" for kind in ("refresh", "step") for part in parts)]
     table = screen.table(
         f"Predicted: {rates.processor}, {rates.threads} threads, canvas {canvas}, batch {batch}",
         *columns,
-        numbers=tuple(number for number, column in enumerate(columns) if not column.endswith("bound")),
+        numbers=tuple(range(len(columns))),
     )
     for row in rows:
         table.add_row(f"{row.prompt:,}", *_cells(row.refresh), *_cells(row.step))
@@ -87,7 +94,7 @@ def _rows(rows: list[CpuRow], rates: Probe, canvas: int, batch: int, *, measured
 
 
 def _cells(one: PredictedPass) -> tuple[str, ...]:
-    cells = (screen.milliseconds(one.roofline.ms), one.roofline.bound)
+    cells = (screen.milliseconds(one.ms), screen.milliseconds(one.limit.ms))
     if one.measured_ms is None or one.error is None:
         return cells
     return (*cells, screen.milliseconds(one.measured_ms), f"{one.error:+.0%}")
@@ -96,6 +103,11 @@ def _cells(one: PredictedPass) -> tuple[str, ...]:
 def _basis(rates: Probe) -> Table:
     table = screen.facts("From")
     table.add_row("bandwidth", f"{rates.bandwidth / 1e9:,.1f} GB/s, copies measured on this machine")
-    table.add_row("matrix products", f"{rates.operations / 1e9:,.0f} GFLOPS, float32, measured on this machine")
-    table.add_row("not counted", "vision encoder, sampling, and all that is no matrix product")
+    table.add_row("matrix products", f"{rates.operations / 1e9:,.0f} GFLOPS at best, float32, measured on this machine")
+    for form, curve in rates.products.items():
+        speeds = ", ".join(f"{point.operations / 1e9:,.0f}" for point in curve)
+        rows = ", ".join(str(point.rows) for point in curve)
+        table.add_row(f"  of {_FORMS[form]}", f"{speeds} GFLOPS for {rows} rows")
+    table.add_row("limit", "of what must move and be multiplied at best, whichever is longer")
+    table.add_row("not counted", "vision encoder and sampling")
     return table

@@ -1,16 +1,16 @@
-"""Every pass of an answer beside its limit on this machine."""
+"""Every pass of an answer beside its limit on this machine, and beside what was predicted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import cast
 
-from lladav.costs import PassName, Roofline
+from lladav.costs import Numbers, PassName, Roofline, pass_products
 from lladav.manifest import Manifest
 from lladav.memory_plan import Sizes
 from lladav.runtime.profiling.probe import Probe
 from lladav.runtime.profiling.record import MachineRates, PassLimit
-from lladav.runtime.profiling.roofline import held_up_by, roofline
+from lladav.runtime.profiling.roofline import held_up_by, predicted_ms, roofline
 from lladav.runtime.window import Size
 
 
@@ -34,8 +34,11 @@ class Limits:
 
     @property
     def rates(self) -> MachineRates:
-        """That the limits go by."""
-        return MachineRates(bytes_s=self._probe.bandwidth, operations_s=self._probe.operations)
+        """That no pass exceeds: of the products that this bundle has, those of the fastest form."""
+        numbers = Numbers.of(self._manifest, cpu=True)
+        products = pass_products(self._manifest, "refresh", Sizes(*self._size, 0), numbers)
+        highest = max(self._probe.highest(form) for form in {product.form for product in products})
+        return MachineRates(bytes_s=self._probe.bandwidth, operations_s=highest)
 
     def of(self, name: str, graph_ms: float, host_ms: float) -> PassLimit:
         """The limit of a pass of that name, and what bounds it.
@@ -56,7 +59,14 @@ class Limits:
             ms=ms,
             bound=held_up_by(least, graph_ms, host_ms),
             share=ms / graph_ms if graph_ms > 0 else 1.0,
+            predicted_ms=self._predicted(kind),
         )
+
+    def _predicted(self, kind: PassName) -> float | None:
+        """Of a refresh or step; the passes over pictures have limits alone."""
+        if kind not in ("refresh", "step"):
+            return None
+        return predicted_ms(self._manifest, kind, Sizes(*self._size, 0), self._probe, self._rows)
 
     def _rooflines(self, kind: PassName) -> Iterator[Roofline]:
         """One per pass: vision takes as many as the buckets of crops make it."""

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from lladav.bundle import Bundle
-from lladav.costs import Roofline
+from lladav.costs import PassName, Roofline
 from lladav.memory_plan import Sizes, check_sizes
 from lladav.runtime.denoiser import Denoiser
 from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.profiling.probe import Probe
-from lladav.runtime.profiling.roofline import roofline
+from lladav.runtime.profiling.roofline import predicted_ms, roofline
 
 _ROUNDS = 3
+_KINDS: tuple[PassName, ...] = ("refresh", "step")
 
 
 @dataclass(frozen=True)
@@ -26,21 +27,23 @@ class PredictedPass:
     """One pass.
 
     Attributes:
-        roofline: what is predicted.
+        ms: predicted.
+        limit: below which no pass gets on this machine.
         measured_ms: the median of a few passes; None where none was run.
     """
 
-    roofline: Roofline
+    ms: float
+    limit: Roofline
     measured_ms: float | None
 
     @property
     def error(self) -> float | None:
         """By how much the prediction is too long (above 0) or too short, as a share of what was measured."""
-        return None if self.measured_ms is None else self.roofline.ms / self.measured_ms - 1
+        return None if self.measured_ms is None else self.ms / self.measured_ms - 1
 
     def to_json(self) -> dict[str, Any]:
-        found = self.roofline
-        return {"ms": found.ms, "bound": found.bound, "measured_ms": self.measured_ms, "error": self.error}
+        limit = {"limit_ms": self.limit.ms, "bound": self.limit.bound}
+        return {"ms": self.ms, **limit, "measured_ms": self.measured_ms, "error": self.error}
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,12 @@ def predict_here(
     for prompt in manifest.buckets.prompt:
         sizes = Sizes(batch, prompt, canvas, 0)
         times = passes.milliseconds(sizes) if passes else (None, None)
-        refresh = PredictedPass(roofline(manifest, "refresh", sizes, probe), times[0])
-        step = PredictedPass(roofline(manifest, "step", sizes, probe), times[1])
+        refresh, step = (
+            PredictedPass(
+                predicted_ms(manifest, kind, sizes, probe), roofline(manifest, kind, sizes, probe), times[number]
+            )
+            for number, kind in enumerate(_KINDS)
+        )
         yield CpuRow(prompt, refresh, step)
 
 

@@ -1,8 +1,9 @@
 """What this machine's memory and cores reach, measured once and kept.
 
-Two rates, each the best of many short runs, since a machine is never slower by itself than it was at
-its best: copies between arrays that no cache holds, and a matrix product of the library that
-computes the passes, on data that a cache does.
+Two rates are for limits, each the best of many short runs, since a machine is never slower by itself than
+it was at its best: copies between arrays that no cache holds, and a matrix product of the library that
+computes the passes, on data that a cache does. Predictions take curves of what products usually reach
+(`product_rates`).
 """
 
 from __future__ import annotations
@@ -15,19 +16,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
+from typing import get_args
 
 import numpy as np
 import onnxruntime as ort
 import platformdirs
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
-from lladav.costs import Rates
+from lladav.costs import ProductForm
 from lladav.machine import examine
-from lladav.runtime.profiling.product_graph import product_graph
+from lladav.runtime.profiling.product_graph import plain_product
+from lladav.runtime.profiling.product_rates import ROWS, Curve, measure_products
+from lladav.runtime.sessions import session_options
 
-SECONDS = 10.0
-"""Of one probe."""
+SECONDS = 8.0
+"""Of one probe; making its graphs takes as much as two more."""
 
+_FOR_LIMITS = 0.3
 _COPIED = 1 << 27
 _SIDE = 512
 _TURN = 0.5
@@ -39,8 +44,9 @@ class Probe(BaseModel):
     Attributes:
         processor: its name.
         threads: that took part.
-        bandwidth: bytes a second that copies read and write.
-        operations: of float32 matrix products, a second.
+        bandwidth: bytes a second that copies read and write, at best.
+        operations: of float32 matrix products, a second, at best.
+        products: what products of each form usually reach, by their rows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,10 +55,12 @@ class Probe(BaseModel):
     threads: PositiveInt
     bandwidth: PositiveFloat
     operations: PositiveFloat
+    products: dict[ProductForm, Curve]
 
-    @property
-    def rates(self) -> Rates:
-        return Rates(self.bandwidth, self.operations)
+    def highest(self, form: ProductForm) -> float:
+        """Operations a second that products of a form reach at best; what floats reach, attention may."""
+        curve = max(point.operations for point in self.products[form])
+        return max(curve, self.operations) if form in ("float", "attention") else curve
 
 
 def probe(threads: int | None = None, *, renew: bool = False) -> Probe:
@@ -71,20 +79,26 @@ def probe(threads: int | None = None, *, renew: bool = False) -> Probe:
     return found
 
 
-def measure(threads: int, seconds: float = SECONDS) -> Probe:
-    """Copies and multiplies in turns.
+def measure(threads: int, seconds: float = SECONDS, clock: Callable[[], float] = perf_counter) -> Probe:
+    """Copies and multiplies in turns, and then multiplies by form and rows.
 
     Args:
         threads: that take part.
-        seconds: for both together.
+        seconds: for all of it.
+        clock: seconds; of the processor's time where one thread takes part and other programs keep the cores busy.
     """
     copying, multiplying = _Copies(threads), _Products(threads)
     bandwidth = operations = 0.0
-    end = perf_counter() + seconds
-    while not operations or perf_counter() < end:
-        bandwidth = max(bandwidth, copying.best(min(_TURN, seconds / 2)))
-        operations = max(operations, multiplying.best(min(_TURN, seconds / 2)))
-    return Probe(processor=examine().cpu, threads=threads, bandwidth=bandwidth, operations=operations)
+    limits = _FOR_LIMITS * seconds
+    end = clock() + limits
+    while not operations or clock() < end:
+        bandwidth = max(bandwidth, copying.best(min(_TURN, limits / 2), clock))
+        operations = max(operations, multiplying.best(min(_TURN, limits / 2), clock))
+    points = len(get_args(ProductForm)) * len(ROWS)
+    products = measure_products(threads, (seconds - limits) / points, clock)
+    return Probe(
+        processor=examine().cpu, threads=threads, bandwidth=bandwidth, operations=operations, products=products
+    )
 
 
 class _Copies:
@@ -95,39 +109,37 @@ class _Copies:
         self._parts = list(zip(*(np.array_split(a, threads) for a in (np.zeros_like(source), source)), strict=True))
         self._pool = ThreadPoolExecutor(threads)
 
-    def best(self, seconds: float) -> float:
+    def best(self, seconds: float, clock: Callable[[], float]) -> float:
         """Bytes a second."""
 
         def copy() -> None:
             list(self._pool.map(lambda part: np.copyto(*part), self._parts))
 
-        return 2 * _COPIED / _shortest(copy, seconds)
+        return 2 * _COPIED / _shortest(copy, seconds, clock)
 
 
 class _Products:
     """Of float32 matrices."""
 
     def __init__(self, threads: int) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads
         rows = _SIDE * threads
-        graph = product_graph(rows, _SIDE, _SIDE)
-        self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self._session = ort.InferenceSession(
+            plain_product(), session_options(threads), providers=["CPUExecutionProvider"]
+        )
         self._feeds = {"a": np.ones((rows, _SIDE), np.float32), "b": np.ones((_SIDE, _SIDE), np.float32)}
         self._operations = 2 * rows * _SIDE**2
 
-    def best(self, seconds: float) -> float:
+    def best(self, seconds: float, clock: Callable[[], float]) -> float:
         """Operations a second."""
-        return self._operations / _shortest(lambda: self._session.run(None, self._feeds), seconds)
+        return self._operations / _shortest(lambda: self._session.run(None, self._feeds), seconds, clock)
 
 
-def _shortest(action: Callable[[], object], seconds: float) -> float:
+def _shortest(action: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
     """Seconds of the fastest of as many calls as there is time for."""
-    shortest, end = float("inf"), perf_counter() + seconds
-    while (began := perf_counter()) < end:
+    shortest, end = float("inf"), clock() + seconds
+    while (began := clock()) < end:
         action()
-        shortest = min(shortest, perf_counter() - began)
+        shortest = min(shortest, clock() - began)
     return shortest
 
 

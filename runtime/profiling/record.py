@@ -93,6 +93,7 @@ class PassLimit(_Frozen):
         ms: least time, of the dearer of the two.
         bound: what bounds the measured pass.
         share: `ms` by the measured median, without what it waited for a core: 1 is the limit.
+        predicted_ms: what such a pass usually takes here; None for those over pictures.
     """
 
     bytes: NonNegativeInt
@@ -100,10 +101,11 @@ class PassLimit(_Frozen):
     ms: NonNegativeFloat
     bound: Literal["bandwidth", "arithmetic", "host", "launch"]
     share: NonNegativeFloat
+    predicted_ms: NonNegativeFloat | None = None
 
 
 class MachineRates(_Frozen):
-    """What the probe reached a second: bytes that copies read and write, and operations of matrix products."""
+    """What the probe reached a second at best: bytes that copies read and write, and operations of matrix products."""
 
     bytes_s: PositiveFloat
     operations_s: PositiveFloat

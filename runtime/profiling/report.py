@@ -138,12 +138,19 @@ def _tables(profile: Profile) -> Iterable[str]:
     header = ("stage", "mean ms", "p50", "p90", "p95", "p99", "max", "std", "n")
     yield _section("Stages", "Of an answer, in order.", _table(header, rows))
     limits = [
-        (name, f"{found.ms.p50:,.2f}", f"{found.limit.ms:,.2f}", f"{found.limit.share:.0%}", found.limit.bound)
+        (
+            name.replace("_", " "),
+            f"{found.ms.p50:,.2f}",
+            "" if found.limit.predicted_ms is None else f"{found.limit.predicted_ms:,.2f}",
+            f"{found.limit.ms:,.2f}",
+            f"{found.limit.share:.0%}",
+            found.limit.bound,
+        )
         for name, found in profile.passes.items()
         if found.limit is not None
     ]
     if limits:
-        columns = ("pass", "p50 ms", "limit ms", "of the limit", "bound by")
+        columns = ("pass", "p50 ms", "predicted ms", "limit ms", "of the limit", "bound by")
         yield _section("Passes against this machine's limit", _BOUND, _table(columns, limits))
     if profile.layers is not None:
         said = "From a run of its own, since looking costs time. Other: nodes that ONNX Runtime named itself."

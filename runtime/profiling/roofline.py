@@ -1,22 +1,21 @@
-"""Passes beside the least time that this machine could need for them."""
+"""Passes on this machine's CPU: the least time that they need, and the time that they are predicted to take."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from lladav.costs import Bound, Numbers, PassName, Roofline, pass_cost
+from lladav.costs import Bound, Numbers, PassName, Roofline, handed_on, pass_cost, pass_products
 from lladav.manifest import Manifest
 from lladav.memory_plan import Sizes
 from lladav.runtime.profiling.probe import Probe
+from lladav.runtime.profiling.product_rates import seconds
 
 Holdup = Bound | Literal["launch", "host"]
 """What a pass waits for most: memory, matrix units, the graph's other work and its nodes' start, or our own code."""
 
 
 def roofline(manifest: Manifest, kind: PassName, sizes: Sizes, probe: Probe, rows: int | None = None) -> Roofline:
-    """The least time of a pass on this machine's CPU.
-
-    Products of integers may beat it: the rate of products is that of float32.
+    """The least time of a pass: no pass is faster on this machine than its copies and products at their best.
 
     Args:
         manifest: of the bundle.
@@ -25,7 +24,25 @@ def roofline(manifest: Manifest, kind: PassName, sizes: Sizes, probe: Probe, row
         probe: of this machine, with as many threads.
         rows: of logits per sequence; None is the whole canvas.
     """
-    return probe.rates.roofline(pass_cost(manifest, kind, sizes, Numbers.of(manifest, cpu=True), rows))
+    numbers = Numbers.of(manifest, cpu=True)
+    cost = pass_cost(manifest, kind, sizes, numbers, rows)
+    moving = cost.bytes / probe.bandwidth
+    products = pass_products(manifest, kind, sizes, numbers, rows)
+    computing = sum(product.operations / probe.highest(product.form) for product in products)
+    bound: Bound = "bandwidth" if moving >= computing else "arithmetic"
+    return Roofline(cost.bytes, cost.operations, max(moving, computing) * 1e3, bound)
+
+
+def predicted_ms(manifest: Manifest, kind: PassName, sizes: Sizes, probe: Probe, rows: int | None = None) -> float:
+    """The time that a refresh or step is predicted to take, one part after the other.
+
+    Products take what those of their form and rows usually take here, and what other nodes read and write moves at
+    the rate of copies. Arguments as in `roofline`.
+    """
+    numbers = Numbers.of(manifest, cpu=True)
+    products = pass_products(manifest, kind, sizes, numbers, rows)
+    multiplying = sum(seconds(probe.products[product.form], product) for product in products)
+    return 1e3 * (multiplying + handed_on(manifest.geometry.language, kind, sizes, rows) / probe.bandwidth)
 
 
 def held_up_by(least: Roofline, graph_ms: float, host_ms: float = 0.0) -> Holdup:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from machine_rates import even_rates
 from typer.testing import CliRunner
 
 from lladav.cli.app import app
@@ -29,7 +30,7 @@ def probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def measure(threads: int) -> Probe:
         asked.append(threads)
-        return Probe(processor="a processor", threads=threads, bandwidth=1e9, operations=1e10)
+        return even_rates(threads=threads)
 
     monkeypatch.setattr(probing, "measure", measure)
     monkeypatch.setattr(probing.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
@@ -44,7 +45,13 @@ def call(*arguments: str, expect: int = 0) -> tuple[str, str]:
 
 def test_predictions_without_running_anything(small: Path, probes: list[int]) -> None:
     out, err = call(str(small), "--target", "cpu", "--threads", "1", "--canvas", "8")
-    for part in ("a processor, 1 threads, canvas 8, batch 1", "1.0 GB/s", "10 GFLOPS", "bandwidth"):
+    for part in (
+        "a processor, 1 threads, canvas 8, batch 1",
+        "1.0 GB/s",
+        "10 GFLOPS",
+        "limit",
+        "10, 10 GFLOPS for 1, 64 rows",
+    ):
         assert part in out
     assert err == ""
     assert "%" not in out
@@ -62,6 +69,7 @@ def test_measured_passes_give_the_error(small: Path) -> None:
         for one in (row["refresh"], row["step"]):
             assert one["measured_ms"] > 0
             assert one["error"] == pytest.approx(one["ms"] / one["measured_ms"] - 1)
+            assert one["limit_ms"] < one["ms"]
     shown, _ = call(str(small), "--target", "cpu", "--threads", "1", "--canvas", "8", "--measure")
     assert shown.count("%") == 4
 

@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+from machine_rates import even_rates
 from typer.testing import CliRunner
 
 from lladav.cli.app import app
-from lladav.runtime.profiling.probe import Probe
 
 
 @pytest.fixture(autouse=True)
 def _no_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The machine's rates take ten seconds to measure."""
-    found = Probe(processor="", threads=1, bandwidth=1e9, operations=1e9)
+    found = even_rates()
     monkeypatch.setattr("lladav.runtime.profiling.probe.probe", lambda *_, **__: found)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from machine_rates import even_rates
 
 from lladav.errors import OptionError
 from lladav.machine import Memory
 from lladav.runtime import GenerationConfig, Pipeline
 from lladav.runtime.profiling import Asking, Measured, MemoryLedger, profile, synthetic
 from lladav.runtime.profiling.memory import Resident
-from lladav.runtime.profiling.probe import Probe
 from lladav.runtime.profiling.recorder import record
 
 PASSES = 6
@@ -73,7 +73,7 @@ def test_a_vision_that_was_kept_is_noted(tiny_bundle: Path, config: GenerationCo
 
 
 def test_passes_stand_beside_their_limits(pipeline: Pipeline, config: GenerationConfig) -> None:
-    probe = Probe(processor="", threads=1, bandwidth=1e9, operations=1e9)
+    probe = even_rates(1e9, 1e9)
     passes = profile(pipeline, synthetic(pipeline, config), runs=1, probe=probe, layers=False).profile.passes
     for found in passes.values():
         assert found.limit is not None
@@ -82,6 +82,12 @@ def test_passes_stand_beside_their_limits(pipeline: Pipeline, config: Generation
     assert refresh is not None
     assert step is not None
     assert refresh.operations > step.operations
+    for limit in (refresh, step):
+        assert limit.predicted_ms is not None
+        assert limit.predicted_ms > limit.ms
+    vision = passes["vision_encoder"].limit
+    assert vision is not None
+    assert vision.predicted_ms is None
 
 
 def test_a_sweep_covers_prompts_and_canvases(measured: Measured, pipeline: Pipeline) -> None:

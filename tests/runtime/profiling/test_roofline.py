@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import get_args
 
-import numpy as np
-import onnx
-import onnxruntime as ort
 import pytest
+from machine_rates import even_rates
 
 from lladav.bundle import Bundle
-from lladav.costs import Numbers, Roofline, pass_cost
+from lladav.costs import Numbers, PassName, ProductForm, Roofline, handed_on, pass_cost
+from lladav.manifest import Quantization
 from lladav.memory_plan import Sizes
 from lladav.runtime.profiling import probe as probing
+from lladav.runtime.profiling import product_rates
 from lladav.runtime.profiling.prediction import PredictedPass, predict_here
 from lladav.runtime.profiling.probe import Probe, measure, probe
-from lladav.runtime.profiling.product_graph import product_graph
-from lladav.runtime.profiling.roofline import held_up_by, roofline
+from lladav.runtime.profiling.product_rates import RatePoint
+from lladav.runtime.profiling.roofline import held_up_by, predicted_ms, roofline
 
-RATES = Probe(processor="a processor", threads=1, bandwidth=1e9, operations=1e10)
+RATES = even_rates(bandwidth=1e9, operations=1e10)
 
 
 @pytest.fixture
@@ -41,22 +42,19 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
-def test_graph_of_a_product() -> None:
-    text = product_graph(2, 300, 5)
-    onnx.checker.check_model(onnx.load_from_string(text), full_check=True)
-    draw = np.random.default_rng(0)
-    a, b = (draw.standard_normal(shape).astype(np.float32) for shape in ((2, 300), (300, 5)))
-    (found,) = ort.InferenceSession(text, providers=["CPUExecutionProvider"]).run(None, {"a": a, "b": b})
-    np.testing.assert_allclose(found, a @ b, rtol=1e-4)
-
-
 def test_rates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probing, "_COPIED", 1 << 20)
+    monkeypatch.setattr(product_rates, "LAYER", (256, 512))
+    monkeypatch.setattr(product_rates, "ATTENTION", (2, 64, 16))
     found = measure(1, seconds=0.1)
     # No machine that runs this is slower, and none will be a thousand times as fast.
     assert 1e8 < found.bandwidth < 1e13
     assert 1e8 < found.operations < 1e14
     assert found.threads == 1
+    assert set(found.products) == set(get_args(ProductForm))
+    for form, curve in found.products.items():
+        assert [point.rows for point in curve] == list(product_rates.ROWS)
+        assert found.highest(form) >= max(point.operations for point in curve) > 1e6
 
 
 def test_rates_are_kept(cache: Path, measured: list[int]) -> None:
@@ -71,7 +69,12 @@ def test_rates_are_kept(cache: Path, measured: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", '{"threads": 1}', '{"processor": "x", "threads": 1, "bandwidth": -1, "operations": 1}']
+    "text",
+    [
+        *("", "{", '{"threads": 1}'),
+        '{"processor": "x", "threads": 1, "bandwidth": 1, "operations": 1}',
+        '{"processor": "x", "threads": 1, "bandwidth": -1, "operations": 1, "products": {}}',
+    ],
 )
 def test_damaged_rates_are_measured_again(cache: Path, measured: list[int], text: str) -> None:
     probe(1)
@@ -112,13 +115,34 @@ def test_every_prompt_bucket_has_one(tiny_bundle: Path) -> None:
     found = list(predict_here(bundle, RATES, canvas=32))
     assert [one.prompt for one in found] == list(bundle.manifest.buckets.prompt)
     first = roofline(bundle.manifest, "refresh", Sizes(1, found[0].prompt, 32, 0), RATES)
-    assert found[0].refresh == PredictedPass(first, None)
+    expected = predicted_ms(bundle.manifest, "refresh", Sizes(1, found[0].prompt, 32, 0), RATES)
+    assert found[0].refresh == PredictedPass(expected, first, None)
     assert found[0].refresh.error is None
-    assert all(a.step.roofline.ms < b.step.roofline.ms for a, b in itertools.pairwise(found))
+    assert all(a.step.ms < b.step.ms for a, b in itertools.pairwise(found))
 
 
 def test_error_is_a_share_of_what_was_measured() -> None:
-    assert PredictedPass(Roofline(1, 1, 4.0, "bandwidth"), 5.0).error == pytest.approx(-0.2)
+    assert PredictedPass(4.0, Roofline(1, 1, 3.0, "bandwidth"), 5.0).error == pytest.approx(-0.2)
+
+
+def test_a_prediction_adds_up_what_a_limit_overlaps(tiny_bundle: Path) -> None:
+    manifest, sizes = Bundle.open(tiny_bundle).manifest, Sizes(1, 128, 32, 0)
+    kinds: tuple[PassName, ...] = ("refresh", "step")
+    for kind in kinds:
+        cost = pass_cost(manifest, kind, sizes, Numbers("fp32", cpu=True))
+        between = handed_on(manifest.geometry.language, kind, sizes)
+        found = predicted_ms(manifest, kind, sizes, RATES)
+        assert found == pytest.approx(1e3 * (cost.operations / 1e10 + between / 1e9))
+
+
+def test_integers_have_limits_of_their_own(tiny_bundle: Path) -> None:
+    manifest, sizes = Bundle.open(tiny_bundle).manifest, Sizes(1, 128, 32, 0)
+    integers = manifest.model_copy(update={"quantization": Quantization(form="w8")})
+    twice = RATES.model_copy(update={"products": RATES.products | {"int8": (RatePoint(1, 2e10),)}})
+    least = roofline(manifest, "refresh", sizes, twice)
+    assert least == roofline(manifest, "refresh", sizes, RATES)
+    assert least.bound == "arithmetic"
+    assert least.ms / 2 < roofline(integers, "refresh", sizes, twice).ms < least.ms
 
 
 @pytest.mark.parametrize(

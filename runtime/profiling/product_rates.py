@@ -1,0 +1,105 @@
+"""How fast this machine multiplies by form and number of rows, in what computes the passes.
+
+A product of few rows waits for its weights, one of many for the cores; where in between, and how well the
+two overlap, depends on processor and kernel. So it is measured, on weights that no cache holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from statistics import median
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import onnxruntime as ort
+
+from lladav.costs import Product, ProductForm
+from lladav.runtime.profiling.product_graph import attention_products, weights_product
+from lladav.runtime.sessions import session_options
+
+ROWS = (1, 8, 32, 128, 512)
+"""Of the products that are measured; a rate hardly changes beyond."""
+
+LAYER = (1024, 32768)
+"""Inputs and outputs: 134 MB of float32, 17 MB of int4."""
+
+ATTENTION = (32, 2048, 128)
+"""Heads, keys and size of a head: 34 MB of keys, and of values."""
+
+_FEWEST = 3
+
+
+class RatePoint(NamedTuple):
+    """Operations a second, where products are of so many rows."""
+
+    rows: int
+    operations: float
+
+
+Curve = tuple[RatePoint, ...]
+
+
+def seconds(curve: Curve, product: Product) -> float:
+    """That a product takes: between two points of the curve, in a straight line over rows.
+
+    Args:
+        curve: of the product's form, by rows.
+        product: whose rows may lie beyond the curve, where the nearest rate holds.
+    """
+    rows = product.rows
+    for low, high in pairwise(curve):
+        if low.rows <= rows <= high.rows:
+            # Seconds of one operation per row: a call's time, as it grows with its rows.
+            begin, end = (point.rows / point.operations for point in (low, high))
+            call = begin + (end - begin) * (rows - low.rows) / (high.rows - low.rows)
+            return product.operations / rows * call
+    nearest = curve[0] if rows < curve[0].rows else curve[-1]
+    return product.operations / nearest.operations
+
+
+def measure_products(threads: int, each: float, clock: Callable[[], float]) -> dict[ProductForm, Curve]:
+    """The curve of every form.
+
+    Args:
+        threads: that take part.
+        each: seconds for a point.
+        clock: seconds.
+    """
+    found: dict[ProductForm, Curve] = {}
+    for form in get_args(ProductForm):
+        graph = attention_products() if form == "attention" else weights_product(form, *LAYER)
+        session = ort.InferenceSession(graph, session_options(threads), providers=["CPUExecutionProvider"])
+        found[form] = tuple(_curve(session, form, each, clock))
+    return found
+
+
+def _curve(session: Any, form: ProductForm, each: float, clock: Callable[[], float]) -> Iterator[RatePoint]:
+    for rows in ROWS:
+        feeds, operations = _attention(rows) if form == "attention" else _layer(rows)
+        taken = typical(partial(session.run, None, feeds), each, clock)
+        yield RatePoint(rows, operations / taken)
+
+
+def _layer(rows: int) -> tuple[dict[str, np.ndarray], int]:
+    inputs, outputs = LAYER
+    return {"a": np.ones((rows, inputs), np.float32)}, 2 * rows * inputs * outputs
+
+
+def _attention(rows: int) -> tuple[dict[str, np.ndarray], int]:
+    heads, keys, size = ATTENTION
+    past = np.ones((1, heads, keys, size), np.float32)
+    return {"q": np.ones((1, heads, rows, size), np.float32), "k": past, "v": past}, 4 * heads * rows * keys * size
+
+
+def typical(action: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
+    """The median time of as many calls as there is time for, after one that does not count."""
+    action()
+    times: list[float] = []
+    end = clock() + seconds
+    while len(times) < _FEWEST or clock() < end:
+        began = clock()
+        action()
+        times.append(clock() - began)
+    return median(times)
