@@ -8,14 +8,17 @@ from typing import Any
 
 from lladav.bundle import Bundle
 from lladav.engines.compile import Order, compile_plan
+from lladav.engines.execution import load_plan
 from lladav.engines.here import Here, describe
+from lladav.engines.integers import integer_use
+from lladav.engines.layers import Layer, layers_in_plan
 from lladav.engines.library import builds_ahead, known_capabilities, load_library
 from lladav.engines.plan_file import sole_writer, staged_file
 from lladav.engines.prediction import head_bytes, unsplit_head
 from lladav.engines.profiles import graph_profiles
 from lladav.engines.progress import PERCENT, Progress
 from lladav.engines.target import EnginePrecision, Target, load_target
-from lladav.errors import EngineError
+from lladav.errors import BackendError, EngineError
 from lladav.machine import examine
 from lladav.manifest import FileEntry
 from lladav.records import FOLDER, BuiltPrecision, EngineRecord, engine_precision
@@ -33,6 +36,8 @@ EXPORTED: dict[EnginePrecision, str] = {
 # weights, per byte of weights.
 MEMORY_PER_WEIGHT_STREAMED = 1.75
 MEMORY_PER_WEIGHT_WHOLE = 2.05
+# Nothing is run on it.
+_NO_STREAM = 0
 # More for int4, which the builder unpacks.
 _MEMORY_OF_INT4 = 0.75
 
@@ -187,7 +192,7 @@ def _build(
     plan, note = folder / f"{name}.plan", folder / f"{name}.json"
     order = Order(name, bundle.file(spec.file), spec, profiles, target.compute_capability)
     with staged_file(plan) as out:
-        activations = compile_plan(trt, order, out, folder / TIMING_CACHE, progress.advance)
+        compiled = compile_plan(trt, order, out, folder / TIMING_CACHE, progress.advance)
         # From here on the earlier plan, if there was one, is no longer what its record says.
         note.unlink(missing_ok=True)
     record = EngineRecord(
@@ -200,9 +205,22 @@ def _build(
         device="" if builds_ahead(trt) else here.gpu,
         bundle=bundle.manifest.sha256,
         profiles=profiles,
-        activations=activations,
+        activations=compiled.activations,
         plan=FileEntry(path=f"{FOLDER}/{target.name}/{plan.name}", bytes=out.bytes, sha256=out.sha256),
     )
+    if compiled.integers.weights:
+        used = integer_use(compiled.integers, _layers(record, bundle, trt))
+        record = record.model_copy(update={"integers": used})
     with staged_file(note) as file:
         file.write(record.text().encode())
     return EngineRecord.read(note, bundle.path)
+
+
+def _layers(record: EngineRecord, bundle: Bundle, trt: Any) -> tuple[Layer, ...]:
+    """Of a new engine; none where the library does not tell, which spoils no build."""
+    if builds_ahead(trt):
+        return layers_in_plan(bundle.path / record.plan.path, len(record.profiles))
+    try:
+        return load_plan(record, bundle, _NO_STREAM).layers()
+    except (EngineError, BackendError):
+        return ()

@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from lladav.engines.integers import GraphIntegers, graph_integers
 from lladav.engines.library import builds_ahead, log_of
 from lladav.engines.plan_file import HashedStream, staged_file
 from lladav.engines.profiles import input_shapes
@@ -43,9 +44,20 @@ class Order:
     compute_capability: str
 
 
-def compile_plan(
-    trt: Any, order: Order, out: HashedStream, timings: Path, advance: Callable[[int], None]
-) -> tuple[int, ...]:
+@dataclass(frozen=True)
+class Compiled:
+    """What is known of a plan when it is built.
+
+    Attributes:
+        activations: bytes by profile, or nothing where the library did not say.
+        integers: of the graph.
+    """
+
+    activations: tuple[int, ...]
+    integers: GraphIntegers
+
+
+def compile_plan(trt: Any, order: Order, out: HashedStream, timings: Path, advance: Callable[[int], None]) -> Compiled:
     """Builds one engine; an interrupt cancels the builder and is raised when it has stopped.
 
     Args:
@@ -55,9 +67,6 @@ def compile_plan(
         timings: the library's timing cache, read if it is there and written if there is one.
         advance: called with the percent done since the last call, from another thread.
 
-    Returns:
-        Bytes of activations by profile, or nothing where the library did not say.
-
     Raises:
         EngineError: the library does not know a node, or cannot build the graph.
     """
@@ -66,15 +75,15 @@ def compile_plan(
     with ThreadPoolExecutor(max_workers=1) as pool:
         work = pool.submit(_build, trt, order, out, timings, _monitor(trt, phases, cancelled))
         try:
-            activations = work.result()
+            compiled = work.result()
         except BaseException:
             cancelled.set()
             raise
     phases.complete()
-    return activations
+    return compiled
 
 
-def _build(trt: Any, order: Order, out: HashedStream, timings: Path, monitor: Any) -> tuple[int, ...]:
+def _build(trt: Any, order: Order, out: HashedStream, timings: Path, monitor: Any) -> Compiled:
     log = log_of(trt)
     log.messages.clear()
     builder = trt.Builder(log)
@@ -82,6 +91,8 @@ def _build(trt: Any, order: Order, out: HashedStream, timings: Path, monitor: An
     _parse(trt, order, network, log)
     config = builder.create_builder_config()
     config.progress_monitor = monitor
+    # So that the library can say which nodes its layers are made of.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
         # Else TensorRT-RTX may allocate while a pass runs, which cannot be captured then.
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
@@ -111,7 +122,7 @@ def _build(trt: Any, order: Order, out: HashedStream, timings: Path, monitor: An
         with staged_file(timings) as file:
             file.write(memoryview(cache.serialize()))
     said = tuple(int(found[1]) for _, message in log.messages if (found := _ACTIVATIONS.search(message)))
-    return said if len(said) == len(order.profiles) else ()
+    return Compiled(said if len(said) == len(order.profiles) else (), graph_integers(network))
 
 
 def _parse(trt: Any, order: Order, network: Any, log: Any) -> None:

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lladav.bundle import Bundle
+from lladav.engines.layers import Layer, layers_of
 from lladav.engines.library import load_library, log_of
 from lladav.engines.plan_file import sole_writer, staged_file
+from lladav.engines.profiles import input_shapes
 from lladav.errors import BackendError, EngineError
 from lladav.manifest import GraphSpec, TensorSpec
-from lladav.records import EngineRecord, Profile, build_command
+from lladav.records import EngineRecord, Profile, Range, build_command
 
 _REPORT = "run `lladav doctor`; if the machine is in order, report this with the message"
 
@@ -131,11 +133,7 @@ class LoadedEngine:
         for spec in self._spec.inputs:
             self._check_shape(spec, tensors[spec.name].shape, sizes)
         self._bound += 1
-        context = self._engine.create_execution_context(self._settings)
-        if context is None:
-            raise self._refusal(f"to prepare {profile}")
-        if not context.set_optimization_profile_async(names.index(profile), self._stream):
-            raise self._refusal(f"the profile {profile}")
+        context = self._context(names.index(profile))
         for spec in self._spec.inputs:
             if not context.set_input_shape(spec.name, tensors[spec.name].shape):
                 raise self._refusal(f"{spec.name} of shape {tensors[spec.name].shape} in {profile}")
@@ -151,6 +149,32 @@ class LoadedEngine:
                 raise self._refusal(f"{spec.name} of shape {tensors[spec.name].shape}, which is {shape} in {profile}")
         context.set_device_memory(scratch, self.scratch)
         return EnginePass(context, self._stream, lambda: self._refusal(f"to run {profile}"))
+
+    def layers(self) -> tuple[Layer, ...]:
+        """What runs in all profiles, at the sizes that they were tuned for.
+
+        Raises:
+            BackendError: the library refuses a profile or a size.
+        """
+        found: list[Layer] = []
+        for number, profile in enumerate(self._record.profiles):
+            context = self._context(number)
+            for spec in self._spec.inputs:
+                shape = input_shapes(spec, profile)[Range._fields.index("tuned")]
+                if not context.set_input_shape(spec.name, shape):
+                    raise self._refusal(f"{spec.name} of shape {shape} in {profile.name}")
+            found += layers_of(self._trt, self._engine, context)
+        return tuple(found)
+
+    def _context(self, profile: int) -> Any:
+        """A new execution context, of one of the record's profiles."""
+        name = self._record.profiles[profile].name
+        context = self._engine.create_execution_context(self._settings)
+        if context is None:
+            raise self._refusal(f"to prepare {name}")
+        if not context.set_optimization_profile_async(profile, self._stream):
+            raise self._refusal(f"the profile {name}")
+        return context
 
     def keep_compiled(self) -> None:
         """Keeps what the library compiled for the passes that ran, for the next process.

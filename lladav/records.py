@@ -53,6 +53,34 @@ class Profile(_Frozen):
     sizes: dict[str, Range]
 
 
+class Conversion(_Frozen):
+    """A layer of an engine that does nothing but round to integers or widen them.
+
+    Attributes:
+        node: of the graph, or the layer's name where the library put it in.
+        values: that it converts, for one position or crop if it is `per_position`; None where that is not known.
+        per_position: whether it converts what passes compute, and not weights.
+    """
+
+    node: str
+    values: NonNegativeInt | None
+    per_position: bool
+
+
+class IntegerUse(_Frozen):
+    """What became of a graph's integers in its engine, as the library describes it.
+
+    Attributes:
+        weights: matrices that are in integers in the graph and in the engine.
+        widened: those that the engine has in floats, by the node that widens them.
+        conversions: which run by themselves.
+    """
+
+    weights: NonNegativeInt
+    widened: tuple[str, ...]
+    conversions: tuple[Conversion, ...]
+
+
 class EngineRecord(_Frozen):
     """What one plan is.
 
@@ -66,6 +94,7 @@ class EngineRecord(_Frozen):
         profiles: in the plan's order.
         activations: bytes that the library asks for beside the weights, by profile, as it said
             while building; empty where it did not say.
+        integers: what became of the graph's; None where it has none, or the library did not say.
         plan: path relative to the bundle, size and sha256.
         sha256: of the record's own file with this value left empty.
     """
@@ -81,6 +110,7 @@ class EngineRecord(_Frozen):
     bundle: str
     profiles: tuple[Profile, ...]
     activations: tuple[NonNegativeInt, ...]
+    integers: IntegerUse | None = None
     plan: FileEntry
     sha256: str = ""
 

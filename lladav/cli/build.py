@@ -28,6 +28,7 @@ def build(
     """Compile a bundle's graphs to engines for a GPU, into the bundle."""
     from lladav.engines import Progress, load_target
     from lladav.engines import build as build_engines
+    from lladav.engines.drawbacks import drawbacks
     from lladav.engines.prediction import implications
     from lladav.engines.target import EnginePrecision
 
@@ -41,7 +42,8 @@ def build(
     began = perf_counter()
     with screen.stage_bars(screen.stderr(), percent=True) as bars:
         made = build_engines(bundle, target, precision=asked, progress=Progress(bars.start, bars.advance))
-    for note in implications(load_target(target), Bundle.open(bundle).manifest):
+    opened, wanted = Bundle.open(bundle), load_target(target)
+    for note in (*implications(wanted, opened.manifest), *drawbacks(opened, wanted, made)):
         screen.stderr().print(Text("warning:", "yellow"), note, soft_wrap=True)
     out = screen.stdout()
     first = made[0]

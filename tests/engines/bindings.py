@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 
 import lladav.engines.compile
 import lladav.engines.execution
+import lladav.engines.integers
+import lladav.engines.layers
 import lladav.engines.library
 from lladav.engines.compile import Order, compile_plan
 from lladav.engines.execution import load_plan
@@ -36,7 +38,10 @@ from lladav.errors import BackendError, EngineError
 from lladav.manifest import FileEntry, GraphSpec, TensorSpec
 from lladav.records import EngineRecord, Profile, Range
 
-CODE = (lladav.engines.compile, lladav.engines.execution, lladav.engines.library)
+CODE = (
+    *(lladav.engines.compile, lladav.engines.execution, lladav.engines.library),
+    *(lladav.engines.layers, lladav.engines.integers),
+)
 SHAPE, STREAM = (1, 4), 77
 SPEC = GraphSpec(
     file="graph.onnx",
@@ -188,6 +193,7 @@ def run(trt: Any, folder: Path) -> None:
     engine = load_plan(record, bundle, STREAM)
     placed = SimpleNamespace(address=256, shape=SHAPE)
     engine.bind({"in": placed, "out": placed}, profile="step", scratch=512).enqueue()
+    engine.layers()
     engine.keep_compiled()
     # Once more, with what was compiled.
     load_plan(record, bundle, STREAM)
@@ -195,12 +201,15 @@ def run(trt: Any, folder: Path) -> None:
 
 def scenarios(trt: Bindings) -> Iterator[tuple[Callable[[Any, Path], None], dict[str, Any], type[Exception] | None]]:
     """What is done, what the library answers then, and what shall come of it."""
-    blob = {"serialize": b"blob", "build_serialized_network": b"plan"}
-    usual = {**blob, "get_tensor_shape": SHAPE, "infer_shapes": []}
+    parsed = {"num_layers": 1, "num_inputs": 1, "metadata": "[ONNX Layer: node]", "shape": SHAPE}
+    blob = {"serialize": b"blob", "build_serialized_network": b"plan", **parsed, "type": trt.LayerType.DEQUANTIZE}
+    usual = {**blob, "get_tensor_shape": SHAPE, "infer_shapes": [], "get_engine_information": '{"Layers": []}'}
     if hasattr(trt, "EngineValidity"):
         usual["get_engine_validity"] = (trt.EngineValidity.VALID, 0)
         yield run, {**usual, "get_engine_validity": (trt.EngineValidity.INVALID, 0)}, EngineError
     yield build, blob, None
+    for kind in (trt.LayerType.CONSTANT, trt.LayerType.SHUFFLE, trt.LayerType.MATRIX_MULTIPLY):
+        yield build, {**blob, "type": kind}, None
     yield build, {**blob, "set_timing_cache": False}, None
     yield build, {**blob, "parse_from_file": False}, EngineError
     yield build, {**blob, "add_optimization_profile": -1}, EngineError

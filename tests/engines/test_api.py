@@ -23,7 +23,9 @@ initLibNvInferPlugins
 """What the bindings look for in the libraries when they are imported."""
 
 # Words that the code uses for things of its own, and what every enumeration has.
-OURS = frozenset({"__init__", "__members__", "append", "clear", "log", "name", "shape", "start", "weights", "write"})
+OURS = frozenset(
+    {"__init__", "__members__", "append", "clear", "log", "name", "node", "shape", "start", "weights", "write"}
+)
 
 
 class Release(NamedTuple):
