@@ -49,6 +49,7 @@ CONFIGS: Config = {
     **{name: GenerationConfig(preset=name) for name in PRESETS},
 }
 
+TEMPLATE = '{"object": "{{6}}", "colour": "{{2}}", "graspable": {{bool}}}'
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
 clock = CLOCKS["wall"]
@@ -206,6 +207,17 @@ def measure_demo(pipe: Pipeline, authors: AuthorsLoop, configs: Config, rounds: 
     }
 
 
+def measure_template(pipe: Pipeline, rounds: int) -> dict[str, Any]:
+    """Whole answers about the demo's pictures in a form with holes, which the authors' loop has not."""
+    asked = json.loads((DEMO / "pictures" / "questions.json").read_text("utf-8"))
+    pictures = [DEMO / "pictures" / entry["image"] for entry in asked]
+    config = GenerationConfig(template=TEMPLATE)
+    answers = [
+        pipe.generate("What is this?", images=[picture], config=config) for picture in pictures for _ in range(rounds)
+    ]
+    return summary(answers) | {"template": TEMPLATE}
+
+
 def summary(answers: list[Answer]) -> dict[str, Any]:
     """Seconds of each answer, passes of the first, and the host's part in its passes."""
     host = {
@@ -299,6 +311,7 @@ def main() -> None:
                 authors = AuthorsLoop.of(DEMO / "checkpoint", demo.manifest)
                 pipe = Pipeline.load(demo.path, threads)
                 measured["demo"] = measure_demo(pipe, authors, chosen, options.repeat)
+                measured["template"] = measure_template(pipe, options.repeat)
                 results[f"threads={threads}"] = measured
                 results["machine"]["load_after"] = round(os.getloadavg()[0], 2)
                 _write(results, options.out, options.table)

@@ -66,6 +66,10 @@ def _sections(measured: dict[str, Any], *, judged: bool) -> Iterator[str]:
     yield f"{1e3 * median(some['authors_seconds']):.0f} ms for {some['authors_passes']:.1f} passes:"
     yield ""
     yield from _answers(measured["demo"], judged)
+    yield ""
+    holes = measured["template"]
+    host = " and ".join(f"{ms:.2f} ms of a {kind}" for kind, ms in holes["host_ms"].items())
+    yield f"With the template `{holes['template']}`, which takes {holes['passes']:.1f} passes, the host takes {host}."
 
 
 def _answers(answers: dict[str, Any], judged: bool) -> Iterator[str]:
