@@ -1,9 +1,9 @@
-"""How far predictions for this machine's CPU are from what passes take, on the mid-size model.
+"""How far predictions for this machine's CPU are from what passes take.
 
     python -m benchmarks.prediction --out prediction.json --table docs/prediction.md
 
 The same as `lladav plan BUNDLE --target cpu --measure`, by the processor time of one thread, because other
-programs may keep the cores busy.
+programs may keep the cores busy. What is predicted from is measured for each model anew.
 """
 
 from __future__ import annotations
@@ -18,64 +18,91 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import mid_size
-from benchmarks.cpu import machine
+from benchmarks.cpu import DEMO, machine
+from benchmarks.quantized import slice_of_the_real_model
 from lladav.export.config import ExportConfig
 from lladav.export.exporter import export
 from lladav.manifest import QuantizedForm
 from lladav.runtime.profiling.prediction import predict_here
-from lladav.runtime.profiling.probe import Probe, probe
+from lladav.runtime.profiling.probe import measure as measure_rates
 
 PROMPTS, CANVASES = (256, 1024, 3072), (32, 128)
-FORMS: dict[str, QuantizedForm | None] = {"fp32": None, "w8": "w8"}
+FORMS: dict[str, QuantizedForm | None] = {"fp32": None, "w8": "w8", "w4": "w4"}
 
 
-def measure(folder: Path, rates: Probe) -> dict[str, Any]:
-    """Rows of every form and canvas."""
-    checkpoint = mid_size.write_checkpoint(folder / "mid")
+def measure_model(checkpoint: Path, work: Path) -> dict[str, Any]:
+    """The rates of this machine, and rows of every form and canvas; `work` is a new folder for the bundles."""
+    work.mkdir()
+    rates = measure_rates(1, clock=time.process_time)
     found: dict[str, Any] = {}
     for name, form in FORMS.items():
         config = ExportConfig(
             **{"dtype": "fp32", "quantize": form, "vocab_rows": "all", "verify": False},
             **{"prompt_buckets": PROMPTS, "canvas_buckets": CANVASES},
         )
-        bundle = export(checkpoint, folder / f"{name}.bundle", config)
+        bundle = export(checkpoint, work / name, config)
         for canvas in CANVASES:
             rows = predict_here(bundle, rates, canvas, measured=True, clock=time.process_time)
             found[f"{name}, canvas {canvas}"] = [
                 {"prompt": row.prompt, "refresh": row.refresh.to_json(), "step": row.step.to_json()} for row in rows
             ]
-    return found
+    return {"rates": rates.model_dump(), "passes": found}
 
 
 def report(results: dict[str, Any]) -> str:
     """The whole page."""
-    about, rates = results["machine"], results["probe"]
-    head = (
-        "# Predictions beside what passes take\n\n"
-        "Written by `python -m benchmarks.prediction`. `lladav plan --target cpu` predicts a pass from the bytes that "
-        "must move, the operations that must run and two rates of the machine; `lladav profile` sets passes beside the "
-        "same limit. Mid-size random model (width 1024, 8 layers, vocabulary 126,464), one thread, processor time, "
-        f"logits of the whole canvas. {about['processor']}, load {about['load']} when it began and "
-        f"{about['load_after']} at its end; {rates['bandwidth'] / 1e9:.1f} GB/s and {rates['operations'] / 1e9:.0f} "
-        f"GFLOPS measured; ONNX Runtime {about['onnxruntime']}.\n\n"
-        "The error is the share by which a prediction is too short (below 0) or too long. Products of integers (w8) "
-        "are predicted at the rate of float32, which they may exceed.\n\n"
-    )
-    return head + "\n".join(_table(results["passes"])) + "\n"
+    about, models = results["machine"], results["models"]
+    errors = [
+        abs(row[kind]["error"])
+        for model in models.values()
+        for rows in model["passes"].values()
+        for row in rows
+        for kind in ("refresh", "step")
+    ]
+    parts = [
+        "# Predictions beside what passes take",
+        "Written by `python -m benchmarks.prediction`. `lladav plan --target cpu` and `lladav profile` predict a pass "
+        "from its matrix products, by form and rows, and what its other nodes read and write, which tests hold against "
+        "the graphs; and from what a probe of this machine measured: products of each form with 1 to 512 rows, on "
+        "weights that no cache holds, and copies. Nothing is fitted to passes. The limit is what cannot be undercut: "
+        "bytes that must move or operations that must run, at the best rate of either.",
+        f"One thread, processor time, logits of the whole canvas. {about['processor']}, load {about['load']} when it "
+        f"began and {about['load_after']} at its end; ONNX Runtime {about['onnxruntime']}. The error is the share by "
+        f"which a prediction is too short (below 0) or too long; the largest is {max(errors):.0%}, the mean "
+        f"{sum(errors) / len(errors):.0%}.",
+    ]
+    for name, model in models.items():
+        parts += [f"## {name}", "\n".join(_rates(model["rates"])), "\n".join(_table(model["passes"]))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _rates(rates: dict[str, Any]) -> Iterator[str]:
+    yield f"Copies move {rates['bandwidth'] / 1e9:.1f} GB/s. Billions of operations a second by rows:"
+    yield ""
+    rows = [str(rows) for rows, _ in rates["products"]["float"]]
+    yield f"| products of | {' | '.join(rows)} | at best |"
+    yield "|---" * (len(rows) + 2) + "|"
+    for form, curve in rates["products"].items():
+        speeds = [operations for _, operations in curve]
+        best = max(speeds + ([rates["operations"]] if form in ("float", "attention") else []))
+        yield f"| {form} | {' | '.join(f'{speed / 1e9:,.0f}' for speed in (*speeds, best))} |"
 
 
 def _table(passes: dict[str, Any]) -> Iterator[str]:
-    heads = [f"{kind} {what}" for kind in ("refresh", "step") for what in ("predicted, ms", "measured, ms", "error")]
-    yield f"| form | prompt | {' | '.join(heads)} | a step waits for |"
-    yield "|---" * (len(heads) + 3) + "|"
+    parts = ("predicted, ms", "measured, ms", "error", "limit, ms")
+    yield f"| form | prompt | {' | '.join(f'{kind} {part}' for kind in ('refresh', 'step') for part in parts)} |"
+    yield "|---" * (2 * len(parts) + 2) + "|"
     for form, rows in passes.items():
         for row in rows:
             times = [
                 cell
                 for one in (row["refresh"], row["step"])
-                for cell in (f"{one['ms']:,.0f}", f"{one['measured_ms']:,.0f}", f"{one['error']:+.0%}")
+                for cell in (
+                    *(f"{one['ms']:,.0f}", f"{one['measured_ms']:,.0f}", f"{one['error']:+.0%}"),
+                    f"{one['limit_ms']:,.0f}",
+                )
             ]
-            yield f"| {form} | {row['prompt']:,} | {' | '.join(times)} | {row['step']['bound']} |"
+            yield f"| {form} | {row['prompt']:,} | {' | '.join(times)} |"
 
 
 def main() -> None:
@@ -83,11 +110,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file of all figures")
     parser.add_argument("--table", type=Path, help="Markdown file")
     options = parser.parse_args()
-    about, rates = machine(), probe(1, renew=True)
+    about = machine()
     with tempfile.TemporaryDirectory() as folder:
-        passes = measure(Path(folder), rates)
+        work = Path(folder)
+        mid = mid_size.write_checkpoint(work / "mid")
+        part = mid_size.write_checkpoint(work / "slice", slice_of_the_real_model(), DEMO / "checkpoint")
+        models = {
+            "A model of width 1024, 8 layers and 126,464 tokens": measure_model(mid, work / "mids"),
+            "One layer of LLaDA, and a 32nd of its vocabulary": measure_model(part, work / "slices"),
+        }
     about["load_after"] = round(os.getloadavg()[0], 2)
-    results = {"machine": about, "probe": rates.model_dump(), "passes": passes}
+    results = {"machine": about, "models": models}
     if options.out:
         options.out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     text = report(results)

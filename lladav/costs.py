@@ -242,22 +242,26 @@ def _denoiser_products(
     yield _product(_head(g), sizes.batch * wanted, numbers)
 
 
-def handed_on(g: LanguageGeometry, kind: PassName, sizes: Sizes, rows: int | None = None) -> int:
+def handed_on(manifest: Manifest, kind: PassName, sizes: Sizes, rows: int | None = None) -> int:
     """Bytes that a refresh's or step's nodes other than products read and write, between them, on the CPU.
 
     Caches hold them or not, so they are in no limit. Counted over the graph as ONNX Runtime fuses it, in float32.
     """
+    g = manifest.geometry.language
     wanted = sizes.canvas if rows is None else rows
     past, window = _past_and_window(kind, sizes)
     computed = (g.layers - 1) * window + wanted
     # The bias is added and the softmax taken; a step joins the scores of past and canvas, and parts their weights.
     scores = (4 if kind == "refresh" else 8) * g.heads * computed * (past + window)
-    # Two norms and two sums; queries scaled, rotated, and turned to heads, as is what attention mixed.
-    wide = (4 + 6) * g.hidden_size + (2 + 11 + 2 + 2) * g.heads * g.head_size
+    # Two norms and two sums; queries scaled, rotated, and turned to heads, as is what attention mixed, in a step of
+    # past and canvas.
+    mixed = (2 + 11 + 2 + 2 + (0 if kind == "refresh" else 3)) * g.heads * g.head_size
+    wide = (4 + 6) * g.hidden_size + mixed
     inner = 5 * g.intermediate_size
     # Keys and values turned to heads, and keys rotated; a refresh keeps both.
     kept = (11 + 2 * 2) * g.kv_heads * g.head_size * window + 2 * 2 * g.kv_heads * g.head_size * (sizes.prompt - past)
-    return _FLOAT * sizes.batch * (scores + computed * (wide + inner) + g.layers * kept)
+    logits = 2 * wanted * g.vocab_rows if manifest.head_parts > 1 else 0
+    return _FLOAT * sizes.batch * (scores + computed * (wide + inner) + g.layers * kept + logits)
 
 
 def _past_and_window(kind: PassName, sizes: Sizes) -> tuple[int, int]:

@@ -130,7 +130,7 @@ def test_a_prediction_adds_up_what_a_limit_overlaps(tiny_bundle: Path) -> None:
     kinds: tuple[PassName, ...] = ("refresh", "step")
     for kind in kinds:
         cost = pass_cost(manifest, kind, sizes, Numbers("fp32", cpu=True))
-        between = handed_on(manifest.geometry.language, kind, sizes)
+        between = handed_on(manifest, kind, sizes)
         found = predicted_ms(manifest, kind, sizes, RATES)
         assert found == pytest.approx(1e3 * (cost.operations / 1e10 + between / 1e9))
 
