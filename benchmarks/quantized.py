@@ -91,7 +91,7 @@ def measure_model(checkpoint: Path, work: Path, rounds: int, chosen: Sequence[st
     plain = export(checkpoint, work / "fp32", config)
     language = plain.manifest.geometry.language
     embeds = np.random.default_rng(0).normal(0, 0.02, (2 * CANVAS, language.hidden_size)).astype(np.float32)
-    shown = refresh_inputs(language, embeds[CANVAS:], embeds[:CANVAS], np.arange(CANVAS))
+    shown = refresh_inputs(plain.manifest, embeds[CANVAS:], embeds[:CANVAS], np.arange(CANVAS))
     np.savez(work / "inputs.npz", **shown)
     calibrate(plain.path, work / "seen.npz", inputs=[work / "inputs.npz"])
     found = {}

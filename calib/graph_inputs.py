@@ -24,7 +24,8 @@ Array = npt.NDArray[Any]
 OBSERVED = ("vision_encoder", "connector", "denoiser")
 """Graphs with linear layers that are quantised; `denoiser_cpu` is another form of the denoiser."""
 
-_TYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
+_TYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64, "int8": np.int8}
+_INTEGERS = ("int64", "int8")
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _check(file: Path, specs: Sequence[TensorSpec], arrays: Mapping[str, Array])
     sizes: dict[int | str, int] = {}
     for spec in specs:
         array = arrays[spec.name]
-        kinds = (np.int64,) if spec.dtype == "int64" else (np.float32, np.float16)
+        kinds = (_TYPES[spec.dtype],) if spec.dtype in _INTEGERS else (np.float32, np.float16)
         expected = [size if isinstance(size, int) else sizes.get(size, size) for size in spec.shape]
         fits = len(expected) == array.ndim and all(
             isinstance(size, str) or size == have for size, have in zip(expected, array.shape, strict=True)

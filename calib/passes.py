@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from lladav.geometry import LanguageGeometry
+from lladav.manifest import Manifest
+from lladav.prompt_kv import PAST, PRESENT, kept_arrays
 from lladav.runtime import StepEvent
 from lladav.runtime.prompt import IMAGE_TOKEN
 from lladav.statistics_header import Condition
@@ -94,23 +95,23 @@ def passes_of(events: Sequence[StepEvent], mask: int) -> list[DenoisingPass]:
 
 
 def refresh_inputs(
-    g: LanguageGeometry, prompt: Floats, canvas: Floats, masked: npt.NDArray[np.int64]
+    manifest: Manifest, prompt: Floats, canvas: Floats, masked: npt.NDArray[np.int64]
 ) -> dict[str, Array]:
     """Inputs of the denoiser for a window `[prompt | canvas]`, without padding and without a past.
 
     Args:
-        g: sizes.
+        manifest: of the bundle.
         prompt: `[P, D]` rows.
         canvas: `[C, D]` rows.
         masked: canvas positions whose logits are wanted.
     """
     length = len(prompt)
-    empty = np.zeros((1, g.kv_heads, 0, g.head_size), np.float32)
+    arrays = kept_arrays(manifest.geometry.language, "float32", manifest.prompt_kv)
     window = _window(np.concatenate((prompt, canvas)), start=0, past=0)
     return window | {
         "rows": length + masked,
         "kept": np.arange(length),
-        **{f"past_key_values.{layer}.{part}": empty for layer in range(g.layers) for part in ("key", "value")},
+        **{f"{PAST}{a.name}": np.zeros((1, a.heads, 0, a.width), a.dtype) for a in arrays},
     }
 
 
@@ -122,11 +123,7 @@ def step_inputs(present: dict[str, Array], canvas: Floats, masked: npt.NDArray[n
         canvas: `[C, D]` rows.
         masked: canvas positions whose logits are wanted.
     """
-    past = {
-        name.replace("present.", "past_key_values."): array
-        for name, array in present.items()
-        if name.startswith("present.")
-    }
+    past = {name.replace(PRESENT, PAST): array for name, array in present.items() if name.startswith(PRESENT)}
     length = next(iter(past.values())).shape[2]
     return _window(canvas, start=length, past=length) | {"rows": masked, "kept": np.arange(0)} | past
 

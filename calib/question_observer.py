@@ -128,7 +128,7 @@ class QuestionObserver:
             canvas_rows = window[-len(canvas) :]
             count = collector.counting("denoiser", [canvas_rows[row] for row in one.masked], window)
             if one.kind == "refresh":
-                inputs = refresh_inputs(self._manifest.geometry.language, prompt.rows, canvas, one.masked)
+                inputs = refresh_inputs(self._manifest, prompt.rows, canvas, one.masked)
                 if self._saved and one is to_save:
                     self._saved.save("denoiser", f"{number:05d}", inputs)
                 present = self.graphs["denoiser"].run(inputs, count)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from lladav.costs import Numbers, weight_bytes
 from lladav.geometry import LanguageGeometry
 from lladav.manifest import Manifest
-from lladav.memory_plan import PAST, Sizes, most_tiles, plan_memory
+from lladav.memory_plan import Sizes, most_tiles, plan_memory
+from lladav.prompt_kv import PAST
 
 # What TensorRT-RTX 1.7.1 asked for at compute capabilities 8.6 and 8.9 lay below this, by a fifth
 # at most where it matters (docs/decisions.md): a fixed part, rows of the residual stream, of

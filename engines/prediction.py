@@ -184,8 +184,7 @@ def _numbers(manifest: Manifest, precision: EnginePrecision) -> Numbers:
     if precision == engine_precision(manifest) and manifest.precision != "fp32":
         return Numbers.of(manifest)
     if precision in ("fp16", "bf16"):
-        return Numbers(precision)
+        return Numbers(precision, prompt_kv=manifest.prompt_kv)
     compute: Precision = "fp16" if manifest.precision == "fp32" else manifest.precision
-    return Numbers(
-        compute, Quantization(form="w4", block=INT4_BLOCK) if precision == "int4" else Quantization(form="w8")
-    )
+    form = Quantization(form="w4", block=INT4_BLOCK) if precision == "int4" else Quantization(form="w8")
+    return Numbers(compute, form, prompt_kv=manifest.prompt_kv)

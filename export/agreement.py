@@ -244,7 +244,7 @@ def _add_inputs(inputs: dict[str, list[Values]], player: Player, recording: Reco
     manifest = pipe.bundle.manifest
     canvas = canvas_before(recording.steps, number % len(recording.steps), manifest.tokens.mask)
     masked = np.flatnonzero(canvas == manifest.tokens.mask)
-    window = refresh_inputs(manifest.geometry.language, recording.prompt, pipe.table.gather(canvas), masked)
+    window = refresh_inputs(recording.prompt, pipe.table.gather(canvas), masked)
     inputs.setdefault("denoiser", []).append(window)
     if recording.question.image is not None:
         rule = manifest.preprocessing

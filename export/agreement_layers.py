@@ -15,7 +15,8 @@ from lladav.export.coverage import linear_layers
 from lladav.export.graph_pieces import GraphPieces
 from lladav.export.migration import Migration
 from lladav.export.progress import Progress
-from lladav.geometry import LanguageGeometry
+from lladav.manifest import Manifest
+from lladav.prompt_kv import PAST, kept_arrays
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -89,25 +90,28 @@ def layer_errors(
     return found
 
 
-def refresh_inputs(g: LanguageGeometry, prompt: Floats, canvas: Floats, masked: Array) -> Values:
-    """Inputs of `denoiser` for a window `[prompt | canvas]`, without padding, a past, or keys that are kept.
+def refresh_inputs(prompt: Floats, canvas: Floats, masked: Array) -> Values:
+    """Inputs of `denoiser` for a window `[prompt | canvas]`, without padding or keys that are kept; see `no_past`.
 
     Args:
-        g: sizes.
         prompt: `[P, D]` rows.
         canvas: `[C, D]` rows.
         masked: canvas positions whose logits are wanted.
     """
     rows = np.concatenate((prompt, canvas))[None]
-    empty = np.zeros((1, g.kv_heads, 0, g.head_size), np.float32)
     return {
         "inputs_embeds": rows,
         "position_ids": np.arange(rows.shape[1])[None],
         "attention_bias": np.zeros((1, 1, 1, rows.shape[1]), np.float32),
         "rows": len(prompt) + masked,
         "kept": np.arange(0),
-        **{f"past_key_values.{layer}.{part}": empty for layer in range(g.layers) for part in ("key", "value")},
     }
+
+
+def no_past(manifest: Manifest) -> Values:
+    """The inputs of `denoiser` that say that there are no earlier keys and values; bundles differ in their types."""
+    arrays = kept_arrays(manifest.geometry.language, "float32", manifest.prompt_kv)
+    return {f"{PAST}{a.name}": np.zeros((1, a.heads, 0, a.width), a.dtype) for a in arrays}
 
 
 @dataclass
@@ -129,11 +133,13 @@ class _Outputs:
 
     Attributes:
         pieces: of the graph.
+        no_past: see there; other graphs than the denoiser ignore it.
         names: of the values inside, by name of the weight.
     """
 
     def __init__(self, bundle: Bundle, graph: str) -> None:
         self.pieces = GraphPieces(bundle.file(bundle.manifest.graphs[graph].file))
+        self.no_past = no_past(bundle.manifest)
         self.names = self.pieces.linear_outputs()
         self._divided = Migration.read(bundle.path, bundle.manifest.geometry.language).sources
 
@@ -152,7 +158,7 @@ def _compare(
     for scope in ours.pieces.scopes:
         right, other = (graph.pieces.piece(scope, shown=graph.names.values()) for graph in (ours, theirs))
         for number, given in enumerate(values):
-            expected, got = right.run(given), other.run(given)
+            expected, got = right.run(given | ours.no_past), other.run(given | theirs.no_past)
             for weight, name in ours.names.items():
                 if name in expected:
                     # Parts of a head are one layer: `lm_head.weight.1`.

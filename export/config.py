@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, field_validator, model_validator
 
-from lladav.manifest import Precision, QuantizedForm, TensorType
+from lladav.manifest import Precision, PromptKV, QuantizedForm, TensorType
 
 COMPUTE_TYPES: dict[Precision, TensorType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -29,6 +29,8 @@ class ExportConfig(BaseModel):
             and `w4` is more exact with it.
         keep_layers: linear layers that are no integers all the same, by name in the checkpoint; `*` stands
             for anything.
+        prompt_kv: integers in which a refresh hands the prompt's keys and values to steps: half the memory of
+            fp16. None leaves them in `dtype`.
         head_parts: into how many products along the vocabulary the head is split; None is as many as
             make each easily built on every target.
         verify: compare the graphs with PyTorch before the bundle appears.
@@ -46,6 +48,7 @@ class ExportConfig(BaseModel):
     quantize: QuantizedForm | None = None
     statistics: Path | None = None
     keep_layers: tuple[str, ...] = ()
+    prompt_kv: PromptKV | None = None
     head_parts: PositiveInt | None = None
     verify: bool = True
 

@@ -16,9 +16,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from lladav.export.attention_graph import JointAttention, KeyValues, SplitAttention
+from lladav.export.attention_graph import JointAttention, KeyValues, Past, SplitAttention
 from lladav.export.graph_form import GraphForm
 from lladav.export.onnx_graph import GraphBuilder
+from lladav.export.prompt_kv_graph import PromptKVTensors
 from lladav.geometry import LanguageGeometry
 from lladav.manifest import TensorType
 
@@ -41,7 +42,9 @@ def denoiser(g: LanguageGeometry, form: GraphForm) -> GraphBuilder:
 
     Outputs: `logits` `[B, R, V]` float32 and per layer `present.N.{key,value}`
     `[B, H_kv, K, Dh]`, keys after rotary embedding: a refresh keeps the prompt's, which it so
-    writes straight to where the next steps read them, and a step none.
+    writes straight to where the next steps read them, and a step none. With `form.prompt_kv` both are
+    int8 codes, beside `.key_scale` and `.value_scale` `[B, H_kv, C or K, 1]` float32; a window attends
+    to its own keys and values as floats all the same.
 
     Args:
         g: sizes; `vocab_rows` is the number of rows of logits.
@@ -77,38 +80,34 @@ def denoiser_cpu(g: LanguageGeometry, form: GraphForm, joint: GraphBuilder) -> G
     def keep(part: str) -> str:
         return b.op("Slice", part, b.constant([0], "int64"), count, b.constant([2], "int64"), name="kept")
 
-    attend = SplitAttention(b, inputs.bias, "float32", inputs.embeds, inputs.past[0])
+    attend = SplitAttention(b, inputs.bias, "float32", inputs.embeds, inputs.prompt_kv.past(0))
     _language_model(b, g, inputs, attend, keep, "keep")
     return b
 
 
 class _Inputs(NamedTuple):
-    """Names of the graph's inputs; `cache` is the type of `past`."""
+    """Names of the graph's inputs; `cache` is the type in which attention multiplies."""
 
     cache: TensorType
     embeds: str
     positions: str
     bias: str
     rows: str
-    past: list[KeyValues]
+    prompt_kv: PromptKVTensors
 
 
 class _Attend(Protocol):
-    def __call__(self, query: str, past: KeyValues, window: KeyValues) -> str: ...
+    def __call__(self, query: str, past: Past, window: KeyValues) -> str: ...
 
 
 def _inputs(b: GraphBuilder, g: LanguageGeometry, cache: TensorType) -> _Inputs:
-    shape = ("batch", g.kv_heads, "past", g.head_size)
     return _Inputs(
         cache=cache,
         embeds=b.input("inputs_embeds", "float32", ("batch", "window", g.hidden_size)),
         positions=b.input("position_ids", "int64", ("batch", "window")),
         bias=b.input("attention_bias", "float32", ("batch", 1, 1, "keys")),
         rows=b.input("rows", "int64", ("rows",)),
-        past=[
-            KeyValues(*(b.input(f"past_key_values.{i}.{part}", cache, shape) for part in KeyValues._fields))
-            for i in range(g.layers)
-        ],
+        prompt_kv=PromptKVTensors(b, g, cache),
     )
 
 
@@ -136,7 +135,6 @@ def _language_model(
     x = inputs.embeds
     with b.scope("rotary"):
         rotary = rotary_of_rows = _rotary_tables(b, inputs.positions, g)
-    present = []
     for i in range(g.layers):
         prefix = f"model.layers.{i}"
         with b.scope(f"layers.{i}"):
@@ -147,8 +145,8 @@ def _language_model(
                     rotary_of_rows = _Rotary(*(b.op("Gather", t, inputs.rows, axis=2, name="rows") for t in rotary))
                 query = b.cast(_query(b, rows, f"{prefix}.self_attn", g, rotary_of_rows), inputs.cache, "float32")
                 window = _key_values(b, h, f"{prefix}.self_attn", g, rotary, inputs.cache)
-                present.append(KeyValues(*map(keep, window)))
-                mixed = b.cast(attend(query, inputs.past[i], window), "float32", inputs.cache)
+                inputs.prompt_kv.keep(i, window, keep)
+                mixed = b.cast(attend(query, inputs.prompt_kv.past(i), window), "float32", inputs.cache)
                 x = b.op("Add", x, _attention_output(b, mixed, f"{prefix}.self_attn", g), name="residual")
             with b.scope("mlp"):
                 h = b.cast(_rms_norm(b, x, f"{prefix}.post_attention_layernorm", g), b.compute, "float32")
@@ -157,9 +155,7 @@ def _language_model(
         normed = b.cast(_rms_norm(b, x, "model.norm", g), b.compute, "float32")
         logits = _head(b, normed, g)
     b.output(logits, "logits", "float32", ("batch", "rows", g.vocab_rows))
-    for i, parts in enumerate(present):
-        for name, part in parts._asdict().items():
-            b.output(part, f"present.{i}.{name}", inputs.cache, ("batch", g.kv_heads, kept, g.head_size))
+    inputs.prompt_kv.declare_outputs(kept)
 
 
 def _head(b: GraphBuilder, x: str, g: LanguageGeometry) -> str:

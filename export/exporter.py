@@ -95,7 +95,8 @@ def export(
     width = ELEMENT_BITS[compute] // 8
     statistics = Statistics.open(config.statistics) if config.statistics else None
     integers = _integers(config, source, geometry, statistics, progress)
-    form = GraphForm(compute, config.head_parts or head_parts(geometry.language, width), integers.forms)
+    parts = config.head_parts or head_parts(geometry.language, width)
+    form = GraphForm(compute, parts, integers.forms, prompt_kv=config.prompt_kv)
     builders = build_graphs(geometry, form)
     table = rows * geometry.language.hidden_size * width
     needed = sum(b.weights_bytes for b in builders if b.owns_weights) + table + (1 << 24)
@@ -120,6 +121,7 @@ def export(
             precision=precision,
             quantization=integers.quantization,
             head_parts=form.head_parts,
+            prompt_kv=config.prompt_kv,
             geometry=geometry,
             graphs={b.name: b.spec() for b in builders},
             tables=tables,

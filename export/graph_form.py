@@ -12,7 +12,7 @@ from lladav.export.coverage import linear_layers
 from lladav.export.input_ranges import input_range
 from lladav.export.migration import Migration
 from lladav.geometry import Geometry, LanguageGeometry
-from lladav.manifest import LANGUAGE_LAYERS, Quantization, TensorType
+from lladav.manifest import LANGUAGE_LAYERS, PromptKV, Quantization, TensorType
 from lladav.statistics import Statistics
 
 # TensorRT on a Jetson Orin Nano failed at a head of 622 MB in one product (docs/decisions.md).
@@ -51,12 +51,14 @@ class GraphForm:
         linears: by name of the layer in the checkpoint, those in integers.
         input_codes: type of the integers that inputs become: engines multiply int8, and ONNX Runtime is
             fast on x86 where the one side is unsigned (docs/decisions.md).
+        prompt_kv: integers in which the denoiser takes and returns the prompt's keys and values.
     """
 
     compute: TensorType
     head_parts: int = 1
     linears: Mapping[str, LinearForm] = field(default_factory=dict)
     input_codes: InputCodes = "int8"
+    prompt_kv: PromptKV | None = None
 
 
 def head_parts(g: LanguageGeometry, width: int) -> int:

@@ -16,7 +16,8 @@ from lladav.bundle import Bundle
 from lladav.export.graph_pieces import GraphPieces
 from lladav.export.progress import Progress
 from lladav.export.streamed_reference import StreamedReference
-from lladav.export.verification import Comparison, Row, tolerance_of
+from lladav.export.verification import Comparison, Row, tolerance_of, tolerance_of_cached_steps
+from lladav.prompt_kv import PAST, PRESENT, kept_arrays
 from lladav.runtime import merge
 from lladav.runtime.denoiser import GRAPH
 from lladav.runtime.embedding import EmbeddingTable, merge_prompt
@@ -132,12 +133,13 @@ class LayerByLayer:
     def _denoiser(self, prompt: Floats) -> None:
         """Compares the full pass over prompt and canvas, and the step pass over the canvas alone."""
         graph, tolerance = self._graph("denoiser"), self._tolerance
+        cached = tolerance_of_cached_steps(self._manifest)
         embeds = np.concatenate((prompt, self._canvas()))[None]
         window = _Window(len(prompt), CANVAS)
         layers = Comparison("denoiser", "worst layer by itself", tolerance.layer)
         cache = Comparison("denoiser", "present keys and values", tolerance.whole)
         full = Comparison("denoiser", "logits, full pass", tolerance.whole)
-        step = Comparison("denoiser", "logits, step pass", tolerance.whole)
+        step = Comparison("denoiser", "logits, step pass", cached)
 
         full_pass = window.full_pass(embeds) | self._empty_past()
         step_pass = window.step_pass(full_pass)
@@ -149,10 +151,15 @@ class LayerByLayer:
             piece = graph.piece(layer.scope)
             alone = piece.run(full_pass | {stream: window.laid_out(before)})
             full_pass |= piece.run(full_pass)
+            kept = {
+                name.removeprefix(PRESENT): full_pass[value]
+                for name, value in graph.results.items()
+                if name.startswith(f"{PRESENT}{i}.")
+            }
             for name, expected in (("key", layer.key), ("value", layer.value)):
-                present = full_pass[graph.results[f"present.{i}.{name}"]]
-                cache.add(present[:, :, window.real], expected, f"{layer.scope} {name}")
-                step_pass[f"past_key_values.{i}.{name}"] = present[:, :, : window.canvas_start]
+                real = {part: kept[part][:, :, window.real] for part in kept if part.startswith(f"{i}.{name}")}
+                cache.add(_unrounded(expected, *real.values()), expected, f"{layer.scope} {name}")
+            step_pass |= {f"{PAST}{name}": array[:, :, : window.canvas_start] for name, array in kept.items()}
             step_pass |= piece.run(step_pass)
             stream = piece.outputs[-1]
             got, after = alone[stream], layer.hidden
@@ -171,7 +178,7 @@ class LayerByLayer:
         self._progress.advance(head.bytes)
         self._report(layers, cache, full, step)
         if GRAPH in self._manifest.graphs:
-            given = {name: value for name, value in step_pass.items() if name.startswith("past_key_values.")}
+            given = {name: value for name, value in step_pass.items() if name.startswith(PAST)}
             self._denoiser_cpu(
                 window.full_pass(embeds) | self._empty_past(), window.step_pass(full_pass) | given, expected
             )
@@ -181,10 +188,11 @@ class LayerByLayer:
         graph = self._graph(GRAPH)
         layers = range(self._manifest.geometry.language.layers)
         comparisons = []
-        for name, values in (("full", full_pass), ("step", step_pass)):
+        cached = tolerance_of_cached_steps(self._manifest)
+        for name, values, whole in (("full", full_pass, self._tolerance.whole), ("step", step_pass, cached)):
             for scope in ("parts", "rotary", *(f"layers.{i}" for i in layers), "head"):
                 values |= graph.piece(scope).run(values)
-            comparisons.append(Comparison("denoiser", f"logits, {name} pass for the CPU", self._tolerance.whole))
+            comparisons.append(Comparison("denoiser", f"logits, {name} pass for the CPU", whole))
             comparisons[-1].add(values[graph.results["logits"]], expected)
         self._report(*comparisons)
 
@@ -198,10 +206,16 @@ class LayerByLayer:
         return np.concatenate([self._reference.embedding(i, i + 1) for i in ids.tolist()])
 
     def _empty_past(self) -> Values:
-        g = self._manifest.geometry.language
-        names = [spec.name for spec in self._manifest.graphs["denoiser"].inputs]
-        empty = np.empty((1, g.kv_heads, 0, g.head_size), np.float32)
-        return {name: empty for name in names if name.startswith("past_key_values.")}
+        arrays = kept_arrays(self._manifest.geometry.language, "float32", self._manifest.prompt_kv)
+        return {f"{PAST}{a.name}": np.empty((1, a.heads, 0, a.width), a.dtype) for a in arrays}
+
+
+def _unrounded(expected: Floats, kept: npt.NDArray[Any], scale: Floats | None = None) -> Floats:
+    """Keys or values that a graph kept; of codes, what is nearest to those expected and may be rounded to them."""
+    if scale is None:
+        return kept
+    nearest: Floats = np.clip(expected, (kept - 0.5) * scale, (kept + 0.5) * scale)
+    return nearest
 
 
 class _Window:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from lladav.geometry import Geometry, LanguageGeometry, VisionGeometry
-from lladav.manifest import LANGUAGE_LAYERS, Integers, Manifest, Precision, Quantization
+from lladav.manifest import LANGUAGE_LAYERS, Integers, Manifest, Precision, PromptKV, Quantization
 from lladav.memory_plan import BYTES, Sizes
+from lladav.prompt_kv import position_bytes
 
 PassName = Literal["refresh", "step", "vision_encoder", "connector"]
 Bound = Literal["bandwidth", "arithmetic"]
@@ -40,20 +41,22 @@ class Numbers:
         quantization: which linear layers are integers; None for none.
         cpu: whether ONNX Runtime computes on the CPU, which widens float16 to float32 when it loads
             a graph, and whose keys and values are float32.
+        prompt_kv: integers in which a refresh hands keys and values to steps; None for none.
     """
 
     precision: Precision
     quantization: Quantization | None = None
     cpu: bool = False
+    prompt_kv: PromptKV | None = None
 
     @classmethod
     def of(cls, manifest: Manifest, *, cpu: bool = False) -> Numbers:
         """Those of a bundle."""
-        return cls(manifest.precision, manifest.quantization, cpu)
+        return cls(manifest.precision, manifest.quantization, cpu, manifest.prompt_kv)
 
     @property
     def width(self) -> int:
-        """Bytes of a weight that is no integer, and of a key or value."""
+        """Bytes of a weight, key or value that is no integer."""
         return _FLOAT if self.cpu else BYTES[self.precision]
 
     def integers(self, layer: str, inputs: int) -> Integers | None:
@@ -278,7 +281,7 @@ def _product(layer: _Linear, rows: int, numbers: Numbers) -> Product:
 
 def _denoiser(g: LanguageGeometry, kind: PassName, sizes: Sizes, numbers: Numbers, rows: int) -> Cost:
     past, window = _past_and_window(kind, sizes)
-    position = 2 * g.layers * g.kv_heads * g.head_size * numbers.width
+    position = position_bytes(g, numbers.width, numbers.prompt_kv)
     embeds_and_logits = _FLOAT * (window * g.hidden_size + rows * g.vocab_rows)
     positions_and_bias = _INDEX * window + _FLOAT * (past + window)
     # Which rows, and which keys and values to keep: a list of them, or how many on the CPU.

@@ -10,6 +10,8 @@ from typing import Any
 from lladav.bundle import Bundle
 from lladav.geometry import Geometry, LanguageGeometry, VisionGeometry
 from lladav.manifest import MANIFEST_NAME, Manifest
+from lladav.memory_plan import BYTES
+from lladav.prompt_kv import position_bytes
 from lladav.records import EngineRecord, read_records
 
 
@@ -126,12 +128,10 @@ def _vision(g: VisionGeometry) -> int:
 def _memory(manifest: Manifest) -> MemoryNeeds:
     sizes = {entry.path: entry.bytes for entry in manifest.files}
     language = manifest.geometry.language
-    denoiser = manifest.graphs.get("denoiser_cpu", manifest.graphs["denoiser"])
-    kind = next(spec.dtype for spec in denoiser.inputs if spec.name.startswith("past_key_values."))
-    entry = language.kv_heads * language.head_size * (4 if kind == "float32" else 2)
+    width = 4 if "denoiser_cpu" in manifest.graphs else BYTES[manifest.precision]
     return MemoryNeeds(
         weights=sum(sizes[name] for name in {graph.weights for graph in manifest.graphs.values()}),
         mapped=sum(sizes[table.file] for table in manifest.tables.values()),
-        prompt_kv=2 * language.layers * entry,
+        prompt_kv=position_bytes(language, width, manifest.prompt_kv),
         logits={bucket: bucket * language.vocab_rows * 4 for bucket in manifest.buckets.canvas},
     )

@@ -32,7 +32,8 @@ _OPEN_SEAL = '"sha256": ""'
 
 Precision = Literal["fp32", "fp16", "bf16"]
 QuantizedForm = Literal["w8", "w4", "w8a8"]
-TensorType = Literal["float32", "float16", "bfloat16", "int64"]
+TensorType = Literal["float32", "float16", "bfloat16", "int64", "int8"]
+PromptKV = Literal["int8"]
 
 
 class _Frozen(BaseModel):
@@ -183,6 +184,8 @@ class Manifest(_Frozen):
     Attributes:
         precision: type of matrix products, and of the weights that are not integers.
         head_parts: into how many products along the vocabulary the head is split.
+        prompt_kv: integers in which a refresh hands the prompt's keys and values to steps; None leaves them
+            in the type of matrix products.
         sha256: of the manifest's own file with this value left empty, so that no byte of a
             bundle goes unchecked.
     """
@@ -191,6 +194,7 @@ class Manifest(_Frozen):
     precision: Precision
     quantization: Quantization | None = None
     head_parts: PositiveInt = 1
+    prompt_kv: PromptKV | None = None
     geometry: Geometry
     graphs: dict[str, GraphSpec]
     tables: dict[str, TableSpec]
@@ -206,8 +210,9 @@ class Manifest(_Frozen):
 
     @property
     def numbers(self) -> str:
-        """Precision and quantisation in words, such as `fp16, linear layers in w8`."""
-        return self.precision + (f", linear layers in {self.quantization.form}" if self.quantization else "")
+        """What is in which numbers, such as `fp16, linear layers in w8, prompt KV in int8`."""
+        linears = f", linear layers in {self.quantization.form}" if self.quantization else ""
+        return self.precision + linears + (f", prompt KV in {self.prompt_kv}" if self.prompt_kv else "")
 
     def write(self, folder: Path) -> None:
         (folder / MANIFEST_NAME).write_text(sealed(self.model_dump(mode="json")), "utf-8")

@@ -13,16 +13,16 @@ from typing import Any
 
 from lladav.errors import OptionError
 from lladav.manifest import Manifest, Precision, TensorType
+from lladav.prompt_kv import PAST, kept_arrays
 
 ALIGNMENT = 256
 SLOTS = 32
 """Steps whose records are kept: as many as may run before the host reads them."""
 IDS = 1 << 20
 """Ids that the rules and restrictions of one answer may refer to: several vocabularies."""
-PAST = "past_key_values."
 BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 """Of a value in the compute type."""
-_ITEM: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "uint8": 1}
+_ITEM: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int8": 1, "uint8": 1}
 _COMPUTED: dict[Precision, TensorType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -137,20 +137,19 @@ def plan_memory(
     Args:
         manifest: of the bundle.
         sizes: of the windows.
-        precision: of keys and values, if another than the bundle's.
+        precision: of keys and values that are no integers, if another than the bundle's.
         scratch: bytes of activations, shared by passes that never run at the same time.
     """
     language, vision = manifest.geometry.language, manifest.geometry.vision
-    kept = _COMPUTED[precision or manifest.precision]
+    floats = _COMPUTED[precision or manifest.precision]
     b, p, c, t = sizes.batch, sizes.prompt, sizes.canvas, sizes.tiles
     d, window = language.hidden_size, p + c
 
     def arrays() -> Iterator[tuple[str, str, tuple[int, ...]]]:
         table = manifest.tables["embed_tokens"]
         yield "embed_tokens", table.dtype, table.shape
-        for layer in range(language.layers):
-            for part in ("key", "value"):
-                yield f"{PAST}{layer}.{part}", kept, (b, language.kv_heads, p, language.head_size)
+        for kept in kept_arrays(language, floats, manifest.prompt_kv):
+            yield f"{PAST}{kept.name}", kept.dtype, (b, kept.heads, p, kept.width)
         yield "inputs_embeds", "float32", (b, window, d)
         yield "canvas_embeds", "float32", (b, c, d)
         yield "position_ids", "int64", (b, window)

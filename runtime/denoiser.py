@@ -11,17 +11,17 @@ import numpy as np
 from lladav.bundle import Bundle
 from lladav.errors import BundleError
 from lladav.manifest import Manifest, SpecialTokens
+from lladav.prompt_kv import PAST, PRESENT, kept_arrays
 from lladav.runtime.denoise import DenoisingLoop
 from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.evaluation import HostEvaluator, Sampling
 from lladav.runtime.loop import Request
 from lladav.runtime.pacing import Pacer, PassTimes
 from lladav.runtime.sampling import room_for
-from lladav.runtime.sessions import NUMPY_TYPES, PADDED, BoundPass, open_session
+from lladav.runtime.sessions import PADDED, BoundPass, open_session
 from lladav.runtime.window import Size, window_size
 
 GRAPH = "denoiser_cpu"
-_PAST = "past_key_values."
 
 
 class Denoiser:
@@ -99,19 +99,20 @@ class HostWindow:
         self._logits = np.zeros(batch * canvas * language.vocab_rows, np.float32)
 
         def caches(positions: int) -> dict[str, np.ndarray]:
-            shape = (batch, language.kv_heads, positions, language.head_size)
-            specs = [s for s in manifest.graphs[GRAPH].inputs if s.name.startswith(_PAST)]
-            return {s.name: np.zeros(shape, NUMPY_TYPES[s.dtype]) for s in specs}
+            arrays = kept_arrays(language, "float32", manifest.prompt_kv)
+            return {a.name: np.zeros((batch, a.heads, positions, a.width), a.dtype) for a in arrays}
 
         kept = caches(prompt) if cached else {}
+        past = {f"{PAST}{name}": array for name, array in kept.items()}
+        present = {f"{PRESENT}{name}": array for name, array in kept.items()}
+        no_past = {f"{PAST}{name}": array for name, array in caches(0).items()}
         whole: dict[str, np.ndarray] = {
             "inputs_embeds": self._embeds,
             "position_ids": self._positions,
             "attention_bias": self._bias,
             "keep": np.array([prompt if cached else 0]),
         }
-        present = {name.replace(_PAST, "present."): array for name, array in kept.items()}
-        self._refresh = BoundPass(session, whole | caches(0), present)
+        self._refresh = BoundPass(session, whole | no_past, present)
         if cached:
             self._canvas_positions = np.zeros((batch, canvas), np.int64)
             own: dict[str, np.ndarray] = {
@@ -120,7 +121,7 @@ class HostWindow:
                 "attention_bias": self._bias,
                 "keep": np.array([0]),
             }
-            self._step = BoundPass(session, own | kept, {})
+            self._step = BoundPass(session, own | past, {})
 
     @property
     def buffers(self) -> dict[str, tuple[np.ndarray, ...]]:
@@ -129,7 +130,7 @@ class HostWindow:
         kept: list[np.ndarray] = []
         if self.cached:
             own.append(self._canvas_positions)
-            kept = [array for name, array in self._step.arrays.items() if name.startswith(_PAST)]
+            kept = [array for name, array in self._step.arrays.items() if name.startswith(PAST)]
         return {"prompt KV": tuple(kept), "logits": (self._logits,), "inputs": tuple(own)}
 
     @property

@@ -11,7 +11,7 @@ from lladav.bundle import Bundle
 from lladav.errors import BackendError
 from lladav.runtime.tracing import span
 
-NUMPY_TYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
+NUMPY_TYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64, "int8": np.int8}
 # Added to the attention score of a padded key. Its exponential is 0 beside any real score, and
 # float16 and bfloat16 hold it exactly.
 PADDED = -30000.0

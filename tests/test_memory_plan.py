@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from lladav.errors import OptionError
 from lladav.manifest import Manifest
-from lladav.memory_plan import ALIGNMENT, PAST, Sizes, check_sizes, default_sizes, plan_memory
+from lladav.memory_plan import ALIGNMENT, Sizes, check_sizes, default_sizes, plan_memory
+from lladav.prompt_kv import PAST
 
 SIZES = Sizes(batch=2, prompt=128, canvas=32, tiles=4)
 

@@ -43,6 +43,10 @@ def export(
     keep_layers: Annotated[
         str | None, typer.Option(metavar="NAME,NAME,...", help="Linear layers that are no integers; * is anything.")
     ] = None,
+    prompt_kv: Annotated[
+        str | None,
+        typer.Option("--prompt-kv", metavar="int8", help="Integers for the prompt's keys and values; by default none."),
+    ] = None,
     head_parts: Annotated[
         int | None, typer.Option(help="Products of the head along the vocabulary; by default as every target needs.")
     ] = None,
@@ -50,7 +54,8 @@ def export(
 ) -> None:
     """Turn a checkpoint into a bundle."""
     chosen: dict[str, Any] = {"dtype": dtype, "vocab_rows": vocab_rows, "verify": verify}
-    chosen |= {"quantize": quantize, "statistics": statistics, "head_parts": head_parts}
+    chosen |= {"quantize": quantize, "statistics": statistics, "prompt_kv": prompt_kv}
+    chosen |= {"head_parts": head_parts}
     if keep_layers is not None:
         chosen["keep_layers"] = tuple(name for name in keep_layers.replace(",", " ").split())
     buckets = {"canvas_buckets": canvas_buckets, "prompt_buckets": prompt_buckets, "tile_buckets": tile_buckets}

@@ -16,10 +16,11 @@ from lladav.cli import screen
 from lladav.inspect import Inspection
 from lladav.inspect import inspect as look
 from lladav.manifest import TensorSpec
-from lladav.memory_plan import PAST, MemoryPlan, Region, check_sizes, default_sizes, plan_memory
+from lladav.memory_plan import MemoryPlan, Region, check_sizes, default_sizes, plan_memory
+from lladav.prompt_kv import PAST, PRESENT
 from lladav.records import read_records
 
-_CACHE = (PAST, "present.")
+_CACHE = (PAST, PRESENT)
 _Tensor = TypeVar("_Tensor", TensorSpec, Region)
 
 
@@ -181,7 +182,11 @@ def _gpu_memory(plan: MemoryPlan) -> Table:
     title = f"GPU memory of an answer beside weights: prompt {plan.sizes.prompt:,}, canvas {plan.sizes.canvas:,}"
     table = screen.table(title, "region", "type", "shape", "size", numbers=(3,))
     for label, region in _folded(tuple(region for region in plan.regions if region.bytes)):
-        size = plan.bytes_of(PAST) // 2 if region.name.startswith(PAST) else region.bytes
+        alike = [region]
+        if region.name.startswith(PAST):
+            _, kind = region.name.removeprefix(PAST).split(".")
+            alike = [r for r in plan.regions if r.name.startswith(PAST) and r.name.endswith(f".{kind}")]
+        size = sum(r.bytes for r in alike)
         table.add_row(label, region.dtype, " x ".join(map(str, region.shape)), screen.size(size))
     table.add_section()
     without = "" if plan.bytes_of("scratch") else ", without activations"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lladav.errors import OptionError, PromptError
 from lladav.manifest import Manifest, SpecialTokens
-from lladav.memory_plan import PAST, Sizes
+from lladav.memory_plan import Sizes
+from lladav.prompt_kv import PAST, PRESENT
 from lladav.runtime.denoise import DenoisingLoop
 from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.evaluation import Sampling
@@ -269,12 +270,15 @@ def _bound_passes(graph: Executable, manifest: Manifest, memory: DeviceMemory, s
     batch, prompt, canvas = size
     language = manifest.geometry.language
 
-    def caches(positions: int) -> Iterator[tuple[str, Tensor]]:
-        shape = (batch, language.kv_heads, positions, language.head_size)
-        for layer in range(language.layers):
-            for part in ("key", "value"):
-                name = f"{layer}.{part}"
-                yield name, Tensor(memory.addresses[f"{PAST}{name}"] if positions else 0, shape)
+    def caches(prefix: str, positions: int) -> dict[str, Tensor]:
+        kept = (region for region in memory.plan.regions if region.name.startswith(PAST))
+        return {
+            region.name.replace(PAST, prefix): Tensor(
+                memory.addresses[region.name] if positions else 0,
+                (batch, region.shape[1], positions, region.shape[3]),
+            )
+            for region in kept
+        }
 
     def tensors(window: int, embeds: str, positions: str, rows: str, past: int, kept: int) -> dict[str, Tensor]:
         return {
@@ -284,8 +288,8 @@ def _bound_passes(graph: Executable, manifest: Manifest, memory: DeviceMemory, s
             "rows": Tensor(memory.addresses[rows], (canvas,)),
             "kept": Tensor(memory.addresses["kept"] if kept else 0, (kept,)),
             "logits": Tensor(memory.addresses["logits"], (batch, canvas, language.vocab_rows)),
-            **{f"{PAST}{name}": tensor for name, tensor in caches(past)},
-            **{f"present.{name}": tensor for name, tensor in caches(kept)},
+            **caches(PAST, past),
+            **caches(PRESENT, kept),
         }
 
     scratch = memory.addresses["scratch"]

@@ -72,7 +72,7 @@ def test_a_step_on_an_unchanged_canvas_sees_what_the_refresh_saw(tiny_bundle: Pa
     masked = np.array([1, 4])
     refreshed: dict[str, np.ndarray] = {}
     stepped: dict[str, np.ndarray] = {}
-    present = graph.run(refresh_inputs(language, prompt, canvas, masked), refreshed.__setitem__)
+    present = graph.run(refresh_inputs(bundle.manifest, prompt, canvas, masked), refreshed.__setitem__)
     again = graph.run(step_inputs(present, canvas, masked), stepped.__setitem__)
     np.testing.assert_allclose(again["logits"], present["logits"], atol=1e-4)
     assert refreshed.keys() == stepped.keys() == set(graph.linears.values())

@@ -23,7 +23,7 @@ from lladav.errors import BundleError, ImageError, LladavError, OptionError, Pro
 from lladav.export import ExportConfig, export
 from lladav.export import agreement as module
 from lladav.export.agreement import AgreementReport, agreement
-from lladav.export.agreement_layers import LayerError, Values, layer_errors, refresh_inputs
+from lladav.export.agreement_layers import LayerError, Values, layer_errors, no_past, refresh_inputs
 from lladav.export.agreement_questions import AgreementQuestion, gather_questions
 from lladav.export.agreement_steps import Player, divergence
 from lladav.export.graph_pieces import GraphPieces
@@ -141,9 +141,9 @@ def inputs_of_first_layer(bundle: Path, graph: str) -> Values:
     if graph == "vision_encoder":
         values: Values = {"pixel_values": draw.normal(0, 1, (1, 3, 56, 56)).astype(np.float32)}
     else:
-        language = Manifest.read(bundle).geometry.language
-        rows = draw.normal(0, 1, (12, language.hidden_size)).astype(np.float32)
-        values = refresh_inputs(language, rows[:8], rows[8:], np.arange(4))
+        manifest = Manifest.read(bundle)
+        rows = draw.normal(0, 1, (12, manifest.geometry.language.hidden_size)).astype(np.float32)
+        values = refresh_inputs(rows[:8], rows[8:], np.arange(4)) | no_past(manifest)
     for scope in pieces.scopes[: pieces.scopes.index("layers.0")]:
         values |= pieces.piece(scope).run(values)
     return values
