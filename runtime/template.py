@@ -134,10 +134,11 @@ class Template:
 
     def _of_shapes(self, hole: Hole, ids: np.ndarray, masked: np.ndarray) -> tuple[Restriction, ...]:
         """Of every position of a hole with a closed set of values."""
-        committed = np.where(masked[hole.span], -1, ids[hole.span])
-        key = hole.start, committed.tobytes()
+        own, open_places = ids[hole.span], masked[hole.span]
+        key = hole.start, own.tobytes() + open_places.tobytes()
         found = self._known.get(key)
         if found is None:
+            committed = np.where(open_places, -1, own)
             if len(self._known) >= _STATES:
                 self._known.clear()
             found = self._known[key] = hole.restrictions(committed.tolist())
