@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from lladav.bundle import Bundle
+from lladav.engines.layer_times import LayerTime, time_layers
 from lladav.engines.layers import Layer, layers_of
 from lladav.engines.library import load_library, log_of
 from lladav.engines.plan_file import sole_writer, staged_file
@@ -126,13 +127,35 @@ class LoadedEngine:
         Raises:
             BackendError: a shape that the engine was not built for, or that the library refuses.
         """
+        self._bound += 1
+        context = self._context_for(tensors, profile, scratch)
+        return EnginePass(
+            context,
+            self._stream,
+            lambda: self._refusal(f"to run {profile}"),
+            lambda runs: self._time_layers(tensors, profile, scratch, runs),
+        )
+
+    def _time_layers(
+        self, tensors: Mapping[str, Placed], profile: str, scratch: int, runs: int
+    ) -> tuple[tuple[LayerTime, ...], ...]:
+        """See `EnginePass.time_layers`; of a pass that `bind` has bound."""
+        context = self._context_for(tensors, profile, scratch)
+
+        def enqueue() -> None:
+            if not context.execute_async_v3(self._stream):
+                raise self._refusal(f"to run {profile}")
+
+        return time_layers(self._trt, self._engine, context, enqueue, runs)
+
+    def _context_for(self, tensors: Mapping[str, Placed], profile: str, scratch: int) -> Any:
+        """An execution context with shapes and addresses; arguments and errors as in `bind`."""
         log = log_of(self._trt)
         log.messages.clear()
         names = [known.name for known in self._record.profiles]
         sizes = self._record.profiles[names.index(profile)]
         for spec in self._spec.inputs:
             self._check_shape(spec, tensors[spec.name].shape, sizes)
-        self._bound += 1
         context = self._context(names.index(profile))
         for spec in self._spec.inputs:
             if not context.set_input_shape(spec.name, tensors[spec.name].shape):
@@ -148,7 +171,7 @@ class LoadedEngine:
             if (shape := tuple(context.get_tensor_shape(spec.name))) != tensors[spec.name].shape:
                 raise self._refusal(f"{spec.name} of shape {tensors[spec.name].shape}, which is {shape} in {profile}")
         context.set_device_memory(scratch, self.scratch)
-        return EnginePass(context, self._stream, lambda: self._refusal(f"to run {profile}"))
+        return context
 
     def layers(self) -> tuple[Layer, ...]:
         """What runs in all profiles, at the sizes that they were tuned for.
@@ -236,10 +259,17 @@ class LoadedEngine:
 class EnginePass:
     """A `BoundPass` of `lladav.runtime.gpu`; made by `LoadedEngine.bind`."""
 
-    def __init__(self, context: Any, stream: int, refusal: Callable[[], BackendError]) -> None:
+    def __init__(
+        self,
+        context: Any,
+        stream: int,
+        refusal: Callable[[], BackendError],
+        time_layers: Callable[[int], tuple[tuple[LayerTime, ...], ...]],
+    ) -> None:
         self._context = context
         self._stream = stream
         self._refusal = refusal
+        self._time_layers = time_layers
         # TensorRT's enqueueing can always be captured, with static shapes; TensorRT-RTX says it.
         asks = getattr(context, "is_stream_capturable", None)
         self.capturable = asks is None or bool(asks(stream))
@@ -252,3 +282,19 @@ class EnginePass:
         """
         if not self._context.execute_async_v3(self._stream):
             raise self._refusal()
+
+    def time_layers(self, runs: int) -> Sequence[Sequence[LayerTime]]:
+        """Runs the pass in a context of its own, and has the library time its layers.
+
+        A captured graph is launched as a whole, so that nothing in it could be timed.
+
+        Args:
+            runs: after one that warms up.
+
+        Returns:
+            Of each run all layers, in order.
+
+        Raises:
+            BackendError: the library refuses.
+        """
+        return self._time_layers(runs)

@@ -18,7 +18,7 @@ from lladav.inspect import inspect as look
 from lladav.manifest import TensorSpec
 from lladav.memory_plan import MemoryPlan, Region, check_sizes, default_sizes, plan_memory
 from lladav.prompt_kv import PAST, PRESENT
-from lladav.records import read_records
+from lladav.records import EngineRecord, read_records
 
 _CACHE = (PAST, PRESENT)
 _Tensor = TypeVar("_Tensor", TensorSpec, Region)
@@ -128,12 +128,26 @@ def _folded(specs: tuple[_Tensor, ...]) -> list[tuple[str, _Tensor]]:
 
 
 def _engines(found: Inspection) -> Table:
-    table = screen.table("Engines", "target", "graph", "size", "activations", "built by", numbers=(2, 3))
+    columns = ("target", "graph", "size", "activations", "integers", "built by")
+    table = screen.table("Engines", *columns, numbers=(2, 3))
     for record in found.engines:
         activations = screen.size(max(record.activations)) if record.activations else "unknown"
         builder = f"{record.library} {record.library_version} for compute capability {record.compute_capability}"
-        table.add_row(record.target, record.graph, screen.size(record.plan.bytes), activations, builder)
+        size = screen.size(record.plan.bytes)
+        table.add_row(record.target, record.graph, size, activations, _integers(found, record), builder)
     return table
+
+
+def _integers(found: Inspection, record: EngineRecord) -> str:
+    """What became of the graph's integers."""
+    if found.manifest.quantization is None:
+        return "none"
+    if (used := record.integers) is None:
+        return "unknown"
+    parts = [f"{used.weights} weights"]
+    parts += [f"{len(used.widened)} in floats"] if used.widened else []
+    parts += [f"{len(used.conversions)} converted by layers of their own"] if used.conversions else []
+    return ", ".join(parts)
 
 
 def _use(found: Inspection) -> Table:

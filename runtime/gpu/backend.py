@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from lladav.errors import BackendError
 from lladav.memory_plan import MemoryPlan, Sizes, plan_memory
 from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.gpu.device import Address, Device
-from lladav.runtime.gpu.executable import Executable, Tensor
+from lladav.runtime.gpu.executable import BoundPass, Executable, LayerTime, Tensor
 from lladav.runtime.gpu.memory import DeviceMemory
 from lladav.runtime.gpu.replay import Fallbacks, Replayed
 from lladav.runtime.gpu.window import GpuDenoiser, GpuModel
@@ -171,10 +171,17 @@ class GpuTileEncoder:
         device.synchronize()
         return self._spent()
 
+    def time_layers(self, tiles: int, runs: int) -> dict[str, Sequence[Sequence[LayerTime]]]:
+        """Of both graphs, for a bucket of crops; see `BoundPass`."""
+        return {name: bound.time_layers(runs) for name, bound in self._bind(tiles).items()}
+
     def _enqueue(self, tiles: int) -> None:
         """Puts both graphs on the stream, with points around them."""
         if tiles not in self._passes:
-            self._passes[tiles] = self._bind(tiles)
+            self._passes[tiles] = {
+                name: Replayed(self._device, bound.enqueue, self._fallbacks, capturable=bound.capturable)
+                for name, bound in self._bind(tiles).items()
+            }
         self._points[0].record()
         for replayed, point in zip(self._passes[tiles].values(), self._points[1:], strict=True):
             replayed.run()
@@ -184,7 +191,7 @@ class GpuTileEncoder:
         pairs = zip(self._graphs, self._points, self._points[1:], strict=False)
         return {name: after.ms_since(before) for name, before, after in pairs}
 
-    def _bind(self, tiles: int) -> dict[str, Replayed]:
+    def _bind(self, tiles: int) -> dict[str, BoundPass]:
         at = self._memory.addresses
         tensors = {
             name: Tensor(at[name], (tiles, *self._memory.region(name).shape[1:]))
@@ -200,10 +207,7 @@ class GpuTileEncoder:
             profile="tiles",
             scratch=at["scratch"],
         )
-        return {
-            name: Replayed(self._device, bound.enqueue, self._fallbacks, capturable=bound.capturable)
-            for name, bound in (("vision_encoder", encoder), ("connector", connector))
-        }
+        return {"vision_encoder": encoder, "connector": connector}
 
 
 def _upload_table(device: Device, bundle: Bundle, memory: DeviceMemory) -> None:

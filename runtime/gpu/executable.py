@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +22,21 @@ class Tensor:
     shape: tuple[int, ...]
 
 
+class LayerTime(Protocol):
+    """How long a layer of a pass took in one run."""
+
+    @property
+    def name(self) -> str:
+        """That the library gave it."""
+
+    @property
+    def nodes(self) -> frozenset[str]:
+        """Of the graph, that it computes; empty where the library does not tell."""
+
+    @property
+    def ms(self) -> float: ...
+
+
 class BoundPass(Protocol):
     """One graph with shapes and addresses fixed."""
 
@@ -30,6 +45,19 @@ class BoundPass(Protocol):
 
     def enqueue(self) -> None:
         """Puts the pass on the device's stream.
+
+        Raises:
+            BackendError: the library refuses.
+        """
+
+    def time_layers(self, runs: int) -> Sequence[Sequence[LayerTime]]:
+        """Runs the pass by itself, beside captured graphs, and times its layers.
+
+        Args:
+            runs: after one that warms up.
+
+        Returns:
+            Of each run all layers, in order; nothing where the library has no profiler.
 
         Raises:
             BackendError: the library refuses.

@@ -16,7 +16,7 @@ from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.evaluation import Sampling
 from lladav.runtime.gpu.device import Address, Device
 from lladav.runtime.gpu.evaluator import DeviceEvaluator, DeviceLogits
-from lladav.runtime.gpu.executable import BoundPass, Executable, Tensor
+from lladav.runtime.gpu.executable import BoundPass, Executable, LayerTime, Tensor
 from lladav.runtime.gpu.loop import DeviceLoop
 from lladav.runtime.gpu.loop_memory import loop_memory
 from lladav.runtime.gpu.memory import DeviceMemory
@@ -219,6 +219,10 @@ class GpuWindow:
     def enqueue_step(self) -> None:
         """Puts a pass over the canvas on the stream."""
         self._passes["step"].enqueue()
+
+    def time_layers(self, kind: PassKind, runs: int) -> Sequence[Sequence[LayerTime]]:
+        """See `BoundPass`; for whatever the window holds."""
+        return self._passes[kind].time_layers(runs)
 
     def refresh(self, rows: np.ndarray) -> DeviceLogits:
         """See `Window`; returns when the pass is done."""

@@ -49,9 +49,9 @@ def memory_of(pipeline: Pipeline, ledger: MemoryLedger | None, notes: list[str])
 def layers_of(pipeline: Pipeline, asking: Asking, answer: Answer, notes: list[str]) -> Sequence[Node]:
     """Nodes of the passes that an answer had, or none with a note."""
     denoiser, manifest = pipeline.denoiser, pipeline.bundle.manifest
+    crops = max(buckets_of(sum(answer.tiles), manifest.buckets.tiles), default=0)
     if not isinstance(denoiser, Denoiser):
-        notes.append(f"layers were not looked at: {pipeline.backend.name} has no profiler here")
-        return ()
+        return _engine_layers(pipeline, _size(pipeline, asking, answer), crops, notes)
     needed = sum(entry.bytes for entry in manifest.files if entry.path.endswith(".weights"))
     memory = system_memory()
     if memory is not None and memory.available < 2 * needed:
@@ -60,9 +60,26 @@ def layers_of(pipeline: Pipeline, asking: Asking, answer: Answer, notes: list[st
             f"{memory.available / 1e9:.1f} GB are available"
         )
         return ()
-    crops = max(buckets_of(sum(answer.tiles), manifest.buckets.tiles), default=0)
     try:
         return profile_layers(pipeline.bundle, denoiser.threads, _size(pipeline, asking, answer), crops)
     except LladavError as error:
         notes.append(f"layers were not looked at: {error.what}")
         return ()
+
+
+def _engine_layers(pipeline: Pipeline, size: Size, crops: int, notes: list[str]) -> Sequence[Node]:
+    from lladav.runtime.gpu.backend import GpuTileEncoder
+    from lladav.runtime.gpu.window import GpuDenoiser
+    from lladav.runtime.profiling.device_backend import device_layers
+
+    assert isinstance(pipeline.denoiser, GpuDenoiser), "there are two kinds of backend"
+    encoder = pipeline.backend.tile_encoder() if crops else None
+    assert encoder is None or isinstance(encoder, GpuTileEncoder)
+    try:
+        nodes = device_layers(pipeline.denoiser, encoder, size, crops)
+    except LladavError as error:
+        notes.append(f"layers were not looked at: {error.what}")
+        return ()
+    if not nodes:
+        notes.append(f"layers were not looked at: {pipeline.backend.name} has no profiler here")
+    return nodes

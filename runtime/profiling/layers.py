@@ -1,7 +1,8 @@
-"""Time by layer inside the graphs, from ONNX Runtime's profiler.
+"""Time by layer inside the graphs, from ONNX Runtime's profiler or an engine's.
 
 Every node of our graphs is named by its place (`layers.3/self_attn/q_proj`), and what ONNX Runtime makes of
-several nodes keeps the name of one of them, with few exceptions that are counted as `other`.
+several nodes keeps the name of one of them, with few exceptions that are counted as `other`. Engines say which nodes
+each of their layers is made of.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import numpy as np
 from lladav.bundle import Bundle
 from lladav.runtime.denoiser import GRAPH, HostWindow
 from lladav.runtime.embedding import EmbeddingTable
+from lladav.runtime.gpu.executable import LayerTime
 from lladav.runtime.profiling.record import LayerPart, Layers
 from lladav.runtime.sessions import open_session
 from lladav.runtime.window import Size
@@ -50,18 +53,26 @@ class Node:
     Attributes:
         name: with its graph's pass in front, as `refresh/layers.0/mlp/gate_proj`.
         ms: of every pass that was looked at.
+        made_of: nodes of the graph, where a layer of an engine stands for several.
     """
 
     name: str
     ms: tuple[float, ...]
+    made_of: frozenset[str] = frozenset()
 
     @property
     def mean(self) -> float:
         return sum(self.ms) / len(self.ms)
 
+    @property
+    def kind(self) -> str:
+        """What its names say of it; `other` where it has one of the library's own."""
+        graph = self.name.partition("/")[0]
+        return kind_of(" ".join((self.name, *(f"{graph}/{node}" for node in sorted(self.made_of)))))
+
 
 def kind_of(name: str) -> str:
-    """What a `Node.name` says of it; `other` where ONNX Runtime gave it a name of its own."""
+    """What a name says; of several the kind that comes first."""
     return next((kind for kind, pattern in _KINDS if pattern.search(name)), "other")
 
 
@@ -91,6 +102,30 @@ def _name(event: Mapping[str, Any]) -> str:
     return str(event["name"]).removesuffix(_SUFFIX).removeprefix(_INSERTED).rstrip("/")
 
 
+def engine_nodes(graph: str, runs: Sequence[Sequence[LayerTime]]) -> list[Node]:
+    """Layers of an engine's pass.
+
+    Args:
+        graph: name of the pass.
+        runs: times of all its layers, of each run.
+    """
+    times: dict[tuple[str, frozenset[str]], list[float]] = defaultdict(list)
+    for run in runs:
+        heard: dict[tuple[str, frozenset[str]], float] = defaultdict(float)
+        for layer in run:
+            heard[layer.name, layer.nodes] += layer.ms
+        for key, ms in heard.items():
+            times[key].append(ms)
+    return [Node(f"{graph}/{_placed(*key)}", tuple(ms), key[1]) for key, ms in times.items()]
+
+
+def _placed(name: str, nodes: frozenset[str]) -> str:
+    """A layer's name; where it does not say its place, behind the place that its nodes share."""
+    if "/" in name or not nodes:
+        return name
+    return str(Path(commonpath([Path(node).parent for node in nodes])) / name)
+
+
 def fold(nodes: Sequence[Node]) -> Layers:
     """The tree of passes and kinds of layers, and the slowest nodes."""
     graphs: dict[str, float] = defaultdict(float)
@@ -98,7 +133,7 @@ def fold(nodes: Sequence[Node]) -> Layers:
     for node in nodes:
         graph = node.name.partition("/")[0]
         graphs[graph] += node.mean
-        kinds[f"{graph}/{kind_of(node.name)}"] += node.mean
+        kinds[f"{graph}/{node.kind}"] += node.mean
     tree = []
     for graph, ms in graphs.items():
         tree.append(LayerPart(name=graph, ms=ms, share=1.0))

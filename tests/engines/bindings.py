@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import lladav.engines.compile
 import lladav.engines.execution
 import lladav.engines.integers
+import lladav.engines.layer_times
 import lladav.engines.layers
 import lladav.engines.library
 from lladav.engines.compile import Order, compile_plan
@@ -40,7 +41,7 @@ from lladav.records import EngineRecord, Profile, Range
 
 CODE = (
     *(lladav.engines.compile, lladav.engines.execution, lladav.engines.library),
-    *(lladav.engines.layers, lladav.engines.integers),
+    *(lladav.engines.layers, lladav.engines.integers, lladav.engines.layer_times),
 )
 SHAPE, STREAM = (1, 4), 77
 SPEC = GraphSpec(
@@ -192,7 +193,9 @@ def run(trt: Any, folder: Path) -> None:
     bundle: Any = SimpleNamespace(path=folder, manifest=SimpleNamespace(graphs={"graph": SPEC}))
     engine = load_plan(record, bundle, STREAM)
     placed = SimpleNamespace(address=256, shape=SHAPE)
-    engine.bind({"in": placed, "out": placed}, profile="step", scratch=512).enqueue()
+    bound = engine.bind({"in": placed, "out": placed}, profile="step", scratch=512)
+    bound.enqueue()
+    assert bound.time_layers(2) == ((), ())
     engine.layers()
     engine.keep_compiled()
     # Once more, with what was compiled.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import mmap
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import lladav.engines.library
 from lladav.bundle import Bundle
 from lladav.engines.execution import LoadedEngine, load_plan
 from lladav.engines.here import describe
+from lladav.engines.layer_times import LayerTime, time_layers
 from lladav.engines.profiles import graph_profiles
 from lladav.errors import BackendError, EngineError
 from lladav.manifest import FileEntry
@@ -36,6 +38,7 @@ class Context:
 
     def __init__(self, library: Library) -> None:
         self.library = library
+        self.profiler: Any = None
         self.calls: list[tuple[Any, ...]] = []
         library.contexts.append(self)
 
@@ -62,6 +65,9 @@ class Context:
         self._does("set_device_memory", address, size)
 
     def execute_async_v3(self, stream: int) -> bool:
+        if self.profiler is not None:
+            for number, layer in enumerate(self.library.layers, start=1):
+                self.profiler.report_layer_time(layer, number / 2)
         return self._does("execute_async_v3", stream)
 
 
@@ -90,6 +96,7 @@ class Library:
     Attributes:
         refusing: name of the call that fails.
         outputs: shapes that the engine computes.
+        layers: of the engine, each with the nodes of the graph that it computes.
         read: the plan that was loaded.
     """
 
@@ -98,14 +105,19 @@ class Library:
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
 
+    LayerInformationFormat = SimpleNamespace(JSON="json")
+
     class ILogger:
         ERROR, INFO = 1, 3
+
+    class IProfiler: ...
 
     def __init__(self, *, rtx: bool = False) -> None:
         self.__name__ = "tensorrt_rtx" if rtx else "tensorrt"
         self.refusing = ""
         self.contexts: list[Context] = []
         self.outputs: dict[str, tuple[int, ...]] = {}
+        self.layers: dict[str, list[str]] = {}
         self.read = b""
         self.settings: Any = None
         self._rtx = rtx
@@ -124,6 +136,7 @@ class Library:
             return SimpleNamespace(
                 device_memory_size_v2=SCRATCH,
                 create_execution_context=self._context,
+                create_engine_inspector=lambda: SimpleNamespace(get_engine_information=self._information),
                 create_runtime_config=self._config,
             )
 
@@ -138,6 +151,13 @@ class Library:
         if self.refusing == "create_execution_context":
             return None
         return CapturableContext(self) if self._rtx else Context(self)
+
+    def _information(self, _: str) -> str:
+        layers = [
+            {"Name": name, "LayerType": "kgen", "Metadata": "\x1e".join(f"[ONNX Layer: {node}]" for node in nodes)}
+            for name, nodes in self.layers.items()
+        ]
+        return json.dumps({"Layers": layers})
 
     def _config(self) -> Any:
         config = SimpleNamespace(create_runtime_cache=Cache)
@@ -334,3 +354,53 @@ def test_bundle_that_cannot_be_written_compiles_again(loaded: Loaded, monkeypatc
     monkeypatch.setattr(lladav.engines.execution, "staged_file", refuse)
     engine.keep_compiled()
     assert not loaded.compiled.exists()
+
+
+LAYERS = {"__myl_Fc_myl0_1": ["layers.0/mlp/up_proj", "layers.0/mlp/gate_proj"], "__myl_Cast_myl0_2": []}
+
+
+def test_layers_are_timed_beside_the_pass(loaded: Loaded) -> None:
+    loaded.library.layers = LAYERS
+    _, bound = bind(loaded)
+    ours, *_ = loaded.library.contexts
+    before = list(ours.calls)
+    first, second = bound.time_layers(2)
+    assert first == second
+    assert [(layer.name, layer.nodes, layer.ms) for layer in first] == [
+        (name, frozenset(nodes), ms) for (name, nodes), ms in zip(LAYERS.items(), (0.5, 1.0), strict=True)
+    ]
+    # In a context of its own, since one that has a profiler keeps it.
+    alone = loaded.library.contexts[-1]
+    assert (ours.calls, ours.profiler) == (before, None)
+    assert [call for call in alone.calls if call[0] == "execute_async_v3"] == 3 * [("execute_async_v3", STREAM)]
+    assert [call for call in alone.calls if call[0] != "execute_async_v3"] == before[: len(alone.calls) - 3]
+
+
+def test_library_that_refuses_to_run_for_the_profiler(loaded: Loaded) -> None:
+    _, bound = bind(loaded)
+    loaded.library.refusing = "execute_async_v3"
+    with pytest.raises(BackendError, match="refuses to run step"):
+        bound.time_layers(1)
+
+
+def test_layers_of_all_profiles_at_their_tuned_sizes(loaded: Loaded) -> None:
+    loaded.library.layers = LAYERS
+    assert [layer.name for layer in loaded.load().layers()] == 2 * list(LAYERS)
+    shapes = [
+        {call[1]: call[2] for call in context.calls if call[0] == "set_input_shape"}
+        for context in loaded.library.contexts
+    ]
+    profiles = loaded.record.profiles
+    for shape, profile in zip(shapes, profiles, strict=True):
+        assert shape["inputs_embeds"][:2] == (profile.sizes["batch"].tuned, profile.sizes["window"].tuned)
+
+
+def test_real_profiler_hears_times(rtx: Any) -> None:
+    def run() -> None:
+        context.profiler.report_layer_time("layer", 0.25)
+
+    inspector = SimpleNamespace(get_engine_information=lambda _: '{"Layers": ["layer"]}')
+    context = SimpleNamespace(profiler=None)
+    engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+    assert time_layers(rtx, engine, context, run, 1) == ((LayerTime("layer", frozenset(), 0.25),),)
+    assert isinstance(context.profiler, rtx.IProfiler)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -15,10 +17,26 @@ from lladav.runtime.gpu.executable import Tensor
 from lladav.runtime.sessions import NUMPY_TYPES
 
 
+class HostLayerTime(NamedTuple):
+    """Implements `lladav.runtime.gpu.executable.LayerTime`."""
+
+    name: str
+    nodes: frozenset[str]
+    ms: float
+
+
 class HostExecutable:
-    """Implements `lladav.runtime.gpu.executable.Executable`."""
+    """Implements `lladav.runtime.gpu.executable.Executable`.
+
+    Attributes:
+        layers: that a profiler of this library would tell of: name, nodes of the graph, share of the time.
+    """
 
     scratch = 512
+    layers: tuple[tuple[str, frozenset[str], float], ...] = (
+        ("product", frozenset({"layers.0/mlp/up_proj", "layers.0/mlp/gate_proj"}), 0.75),
+        ("fused", frozenset({"layers.0/mlp/Mul", "layers.1/self_attn/rms_norm"}), 0.25),
+    )
 
     def __init__(self, device: HostDevice, bundle: Bundle, graph: str, *, capturable: bool = True) -> None:
         spec = bundle.manifest.graphs[graph]
@@ -61,6 +79,17 @@ class HostPass:
             return self._empty[-1]
         size = int(np.prod(tensor.shape)) * np.dtype(kind).itemsize
         return np.frombuffer((ctypes.c_char * size).from_address(tensor.address), kind)
+
+    def time_layers(self, runs: int) -> list[list[HostLayerTime]]:
+        """Shares of a run's time."""
+        found = []
+        for _ in range(runs):
+            began = perf_counter()
+            self.enqueue()
+            self._graph._device.synchronize()
+            ms = (perf_counter() - began) * 1e3
+            found.append([HostLayerTime(name, nodes, ms * share) for name, nodes, share in self._graph.layers])
+        return found
 
     def enqueue(self) -> None:
         self._graph._device._enqueue(lambda: self._graph._session.run_with_iobinding(self._binding))

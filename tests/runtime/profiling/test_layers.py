@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from lladav.runtime.profiling import Measured
-from lladav.runtime.profiling.layers import Node, fold, kind_of, node_times, trtexec_profile
+from lladav.runtime.profiling.layers import Node, engine_nodes, fold, kind_of, node_times, trtexec_profile
 
 
 def node(name: str, began: int, microseconds: int) -> dict[str, Any]:
@@ -70,6 +70,33 @@ def test_shares_are_of_the_own_graph() -> None:
         ("step/head", 2.0, 1.0),
     ]
     assert [part.name for part in found.slowest] == ["refresh/a/mlp/x", "step/head/x", "refresh/a/self_attn/x"]
+
+
+class Layer(NamedTuple):
+    name: str
+    nodes: frozenset[str]
+    ms: float
+
+
+def test_layers_of_engines_have_the_kind_and_the_place_of_their_nodes() -> None:
+    norm = frozenset({"layers.3/self_attn/o_proj", "layers.3/mlp/rms_norm"})
+    run = [
+        Layer("__myl_Add_myl0_4", norm, 0.5),
+        Layer("layers.3/mlp/up_proj_U4+layers.3/mlp/gate_proj_U5", frozenset({"layers.3/mlp/up_proj"}), 2.0),
+        Layer("_gemm_mha_v2_myl0_7", frozenset({"layers.3/self_attn/Softmax", "layers.3/self_attn/mix"}), 1.0),
+        Layer("Reformatting CopyNode for Input 0", frozenset(), 0.25),
+        Layer("Reformatting CopyNode for Input 0", frozenset(), 0.25),
+    ]
+    nodes = engine_nodes("step", [run, [layer._replace(ms=3 * layer.ms) for layer in run]])
+    assert [(node.name, node.ms, node.kind) for node in nodes] == [
+        ("step/layers.3/__myl_Add_myl0_4", (0.5, 1.5), "norm"),
+        ("step/layers.3/mlp/up_proj_U4+layers.3/mlp/gate_proj_U5", (2.0, 6.0), "MLP"),
+        ("step/layers.3/self_attn/_gemm_mha_v2_myl0_7", (1.0, 3.0), "attention"),
+        ("step/Reformatting CopyNode for Input 0", (0.5, 1.5), "other"),
+    ]
+    assert {part.name: part.ms for part in fold(nodes).tree}["step/attention"] == 2.0
+    (head,) = engine_nodes("step", [[Layer("gemm", frozenset({"head/lm_head", "layers.3/mlp/Add"}), 1.0)]])
+    assert head.name == "step/gemm"
 
 
 def test_trtexecs_format() -> None:
