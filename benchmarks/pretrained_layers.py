@@ -27,8 +27,9 @@ from tokenizers import Tokenizer
 
 from benchmarks.parity import replaced
 from lladav.export.graph_form import LinearForm
+from lladav.export.linear_sample import InputSizes, LinearSample
 from lladav.export.quantize import LEVELS, dequantized, round_to_nearest, scales_for
-from lladav.export.smoothing import WORST_ERRORS, LinearSample, best_factors
+from lladav.export.smoothing import WORST_ERRORS, best_factors
 from lladav.statistics import BINS, Activations, bin_numbers
 
 Floats = npt.NDArray[np.float32]
@@ -166,7 +167,7 @@ class Rounded:
 
 def rounded(layer: Layer, form: LinearForm, *, searched: bool) -> Rounded:
     """A layer in integers, with factors of its own where they are searched."""
-    sample = LinearSample(layer.weights, _statistics(layer.seen), form)
+    sample = LinearSample(layer.weights, InputSizes.of(_statistics(layer.seen)), form)
     factors = best_factors([sample]) if searched else np.ones(layer.weights.shape[1], np.float32)
     inputs = layer.unseen / factors
     if form.input_range is not None:

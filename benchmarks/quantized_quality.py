@@ -13,9 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 from pydantic import BaseModel
@@ -28,7 +26,6 @@ from benchmarks.quality import Case, make_cases
 from lladav.calib import CalibrationConfig, calibrate
 from lladav.export import ExportConfig, export
 from lladav.export.agreement import StepAgreement, agreement
-from lladav.export.migration import Migration
 from lladav.runtime import GenerationConfig, Pipeline
 from lladav.runtime.question import Question
 
@@ -62,10 +59,6 @@ CALIBRATIONS = {
 }
 
 
-TOWER = "model.vision_tower.*.mlp.fc1"
-"""Layers that spoil answers in 8 bits, whatever the language model is in."""
-
-
 @dataclass(frozen=True)
 class Form:
     """A way to export.
@@ -74,44 +67,31 @@ class Form:
         name: as a gate calls it.
         options: of `ExportConfig`.
         calibration: whose statistics it takes; None for none.
-        searched: whether factors and layers to keep are searched with them.
     """
 
     name: str
     options: dict[str, Any] = field(hash=False)
     calibration: str | None = None
-    searched: bool = False
 
     @property
     def label(self) -> str:
-        """What tells it from others."""
-        text = "none" if self.calibration is None else self.calibration
-        if self.calibration is not None and not self.searched:
-            text += ", ranges alone"
-        return text + (", fc1 of the tower kept" if self.options.get("keep_layers") else "")
+        """What tells it from others of its name."""
+        return self.calibration or "none"
 
 
-def quantised_form(
-    name: str, calibration: str | None = None, *, searched: bool = True, keep: tuple[str, ...] = (TOWER,)
-) -> Form:
-    """A form in integers, but for some layers."""
-    options = {"dtype": "fp16", "quantize": name, "keep_layers": keep}
-    return Form(name, options, calibration, calibration is not None and searched)
+def quantised_form(name: str, calibration: str | None = None) -> Form:
+    """A form in integers."""
+    return Form(name, {"dtype": "fp16", "quantize": name}, calibration)
 
 
-SEEN = "steps and pictures"
 FORMS = (
     Form(REFERENCE, {"dtype": "fp16"}),
-    quantised_form("w8", keep=()),
-    quantised_form("w4", keep=()),
+    Form("fp32", {"dtype": "fp32"}),
     quantised_form("w8"),
     quantised_form("w4"),
-    quantised_form("w4", SEEN),
-    *(quantised_form("w8a8", calibration) for calibration in CALIBRATIONS),
-    quantised_form("w8a8", SEEN, searched=False),
-    quantised_form("w8a8", "steps, text alone", searched=False),
-    quantised_form("w4", "first pass, pictures"),
-    Form("fp32", {"dtype": "fp32"}),
+    *(quantised_form(name, "steps and pictures") for name in ("w8", "w4", "w8a8")),
+    *(quantised_form(name, "first pass, pictures") for name in ("w4", "w8a8")),
+    *(quantised_form("w8a8", calibration) for calibration in ("steps, text alone", "first pass, text alone")),
 )
 
 
@@ -164,13 +144,7 @@ class Workplace:
         options = dict(form.options)
         if form.calibration is not None:
             options["statistics"] = self._statistics(form.calibration)
-        config = ExportConfig(verify=False, **options)
-        if form.calibration is None or form.searched:
-            export(DEMO, path, config)
-        else:
-            nothing = SimpleNamespace(migration=Migration(), too_wrong=(), errors={})
-            with patch("lladav.export.exporter.smooth", lambda *_: nothing):
-                export(DEMO, path, config)
+        export(DEMO, path, ExportConfig(verify=False, **options))
         return path
 
     def measure(self, form: Form) -> Measured:
@@ -269,9 +243,7 @@ class Table:
             f"{one.steps.rows:,} rows of the passes of {one.asked} of the questions, on the reference's canvases "
             f"(`lladav verify --quantized`). Worst layers are the {WORST} largest relative errors of outputs, on the "
             f"reference's input to their block. Calibrations see {pictures} drawings of another style "
-            f"({CALIBRATION_STYLE}) and six prompts, or the prompts alone; `ranges alone` takes ranges of inputs from "
-            "them, and searches neither factors nor layers to keep; with fc1 of the tower kept, "
-            f"`{TOWER}` is in fp16. Kept layers count these too."
+            f"({CALIBRATION_STYLE}) and six prompts, or the prompts alone. Kept layers are those that the export chose."
         )
         yield ""
         yield from self.gates()

@@ -20,7 +20,7 @@ _ROWS = 256
 
 
 class Collector:
-    """Largest values, squares and histograms of activations, by condition.
+    """Largest values, squares and histograms of activations by condition, and second moments over all of them.
 
     Args:
         conditions: of each graph.
@@ -53,6 +53,9 @@ class Collector:
                 chosen = np.flatnonzero(own == number)
                 for start in range(0, len(chosen), _ROWS):
                     self._reduce(tensor, number, np.abs(flat[chosen[start : start + _ROWS]]))
+            if (moments := self._arrays.get(f"{tensor}/moments")) is not None:
+                blocks = flat.reshape(len(flat), len(moments), -1).transpose(1, 0, 2)
+                moments += blocks.transpose(0, 2, 1) @ blocks
 
         return count
 

@@ -141,12 +141,13 @@ class _Outputs:
         self.pieces = GraphPieces(bundle.file(bundle.manifest.graphs[graph].file))
         self.no_past = no_past(bundle.manifest)
         self.names = self.pieces.linear_outputs()
-        self._divided = Migration.read(bundle.path, bundle.manifest.geometry.language).sources
+        self._divided = Migration.read(bundle.path, bundle.manifest.geometry).sources
 
     def of(self, weight: str, values: Mapping[str, Array]) -> Floats:
         """What a layer gives, whether or not its size was moved into the next one."""
         output: Floats = values[self.names[weight]]
-        return output * self._divided[weight] if weight in self._divided else output
+        divided = self._divided.get(weight.removesuffix(".weight"))
+        return output if divided is None else output * divided
 
 
 def _compare(

@@ -26,7 +26,7 @@ class ExportConfig(BaseModel):
             loader does; `all` keeps every row.
         quantize: integers for the linear layers, see `Quantization`; None leaves them in `dtype`.
         statistics: file of `lladav calibrate` that says how large the inputs of layers are: `w8a8` needs it,
-            and `w4` is more exact with it.
+            and `w8` and `w4` are more exact with it.
         keep_layers: linear layers that are no integers all the same, by name in the checkpoint; `*` stands
             for anything.
         prompt_kv: integers in which a refresh hands the prompt's keys and values to steps: half the memory of
@@ -68,8 +68,8 @@ class ExportConfig(BaseModel):
     def _integers(self) -> ExportConfig:
         if self.quantize == "w8a8" and self.statistics is None:
             raise ValueError("w8a8 needs statistics")
-        if self.statistics is not None and self.quantize not in ("w8a8", "w4"):
-            raise ValueError("only w8a8 and w4 take statistics")
+        if self.statistics is not None and self.quantize is None:
+            raise ValueError("statistics without quantize mean nothing: all layers are kept")
         if self.keep_layers and self.quantize is None:
             raise ValueError("keep_layers without quantize means nothing: all layers are kept")
         return self

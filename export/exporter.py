@@ -44,6 +44,7 @@ from lladav.manifest import (
     Manifest,
     Precision,
     Quantization,
+    RoundingName,
     TableSpec,
 )
 from lladav.staging import staged_folder
@@ -102,7 +103,7 @@ def export(
     needed = sum(b.weights_bytes for b in builders if b.owns_weights) + table + (1 << 24)
     with staged_folder(Path(bundle), needed) as folder:
         progress.start("weights", _used_bytes(source, builders, geometry))
-        stream = WeightStream(source, progress.advance, integers.migration)
+        stream = WeightStream(source, progress.advance, integers.migration, statistics)
         files = []
         for builder in builders:
             if builder.owns_weights:
@@ -173,7 +174,9 @@ def _integers(
     if config.quantize is None:
         return _Integers()
     block = INT4_BLOCK if config.quantize == "w4" else None
-    asked = Quantization(form=config.quantize, block=block, kept=matching_layers(geometry, config.keep_layers))
+    rounding: RoundingName = "gptq" if config.quantize == "w4" and statistics is not None else "nearest"
+    kept = matching_layers(geometry, config.keep_layers)
+    asked = Quantization(form=config.quantize, block=block, rounding=rounding, kept=kept)
     forms = linear_forms(geometry, asked, statistics)
     if statistics is None:
         return _Integers(asked, forms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,10 @@ class QuantizedRows(NamedTuple):
 
     codes: Codes
     scales: npt.NDArray[np.generic]
+
+
+Rounding = Callable[[Floats, LinearForm, npt.DTypeLike], QuantizedRows]
+"""A way from weights to integers: takes rows, their form and the type of scales."""
 
 
 def round_to_nearest(rows: Floats, form: LinearForm, dtype: npt.DTypeLike) -> QuantizedRows:

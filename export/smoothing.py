@@ -1,32 +1,31 @@
 """How much of an activation's size moves into weights before both are rounded, and what cannot be rounded.
 
 For every border the strength of SmoothQuant (arXiv 2211.10438) is searched by the error of the layers' outputs,
-as AWQ (2306.00978) does for weights alone. The error is estimated from the statistics of a calibration, without
-activations: channels count as uncorrelated, and rounding an input as noise of a twelfth of a squared step. A few
-huge values, as positions with massive activations have them, make steps so large that all other positions are
-lost, and the mean output so large that this would not show. So it is the others' error, beside their output.
+as AWQ (2306.00978) does for weights alone. The error is estimated (`linear_sample.py`), and behind a GELU it counts as
+it shows there: most of what such a layer gives may be cut off, and its error with it, or the other way round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lladav.export.checkpoint import Checkpoint
+from lladav.export.coverage import linear_layers
+from lladav.export.expected_inputs import ExpectedInputs, behind_gelu
+from lladav.export.gelu import Passed, mean_before_gelu, through_gelu
 from lladav.export.graph_form import LinearForm
-from lladav.export.migration import Migration, borders
+from lladav.export.linear_sample import InputSizes, LinearSample, sampled, sampled_rows
+from lladav.export.migration import Border, Migration, borders
 from lladav.export.progress import Progress
-from lladav.export.quantize import LEVELS, dequantized, round_to_nearest
-from lladav.geometry import LanguageGeometry
-from lladav.statistics import Activations, Statistics, bin_edges
+from lladav.geometry import Geometry
+from lladav.manifest import LANGUAGE_LAYERS
+from lladav.statistics import Statistics
 
 Floats = npt.NDArray[np.float32]
-Sums = npt.NDArray[np.float64]
 
 WORST_ERRORS = {"int8": 0.1, "int4": 0.3}
 """Relative output error beyond which a layer is better no integers, by the type of its weights (docs/decisions.md)."""
@@ -34,10 +33,8 @@ WORST_ERRORS = {"int8": 0.1, "int4": 0.3}
 _STRENGTHS = np.linspace(0, 1, 11, dtype=np.float32)
 # What a channel counts at least, beside the largest: it may never have been seen.
 _LEAST = np.float32(1e-4)
-# The share of an input's values that are not huge.
-_ORDINARY = 0.999
-# Errors are means over rows of a weight, so some from all over it show them: 25 MB at the real size.
-_ROWS, _RUNS = 512, 16
+# A quarter of what float16 holds.
+_LARGEST_INPUT = np.float32(1 << 14)
 
 
 class Smoothing(NamedTuple):
@@ -54,126 +51,107 @@ class Smoothing(NamedTuple):
     too_wrong: frozenset[str]
 
 
-@dataclass(frozen=True)
-class LinearSample:
-    """What the output error of a linear layer is estimated from.
-
-    Attributes:
-        weights: `[rows, in]` float32, some of its rows.
-        seen: of its input.
-        form: in which it is rounded.
-    """
-
-    weights: Floats
-    seen: Activations
-    form: LinearForm
-
-    @cached_property
-    def power(self) -> Sums:
-        """See `ordinary_power`."""
-        return ordinary_power(self.seen)
-
-    def error(self, factors: Floats) -> float:
-        """Mean square error of the output, summed over the rows.
-
-        Args:
-            factors: `[in]`, which inputs are divided by and columns multiplied by before both are rounded.
-        """
-        scaled = self.weights * factors
-        power = self.power / np.square(factors, dtype=np.float64)
-        lost = dequantized(round_to_nearest(scaled, self.form, np.float32)) - scaled
-        error = power @ np.square(lost).sum(axis=0)
-        if self.form.input_range is not None:
-            step = float((self.seen.absmax / factors).max()) / LEVELS["int8"][1]
-            # What is smaller than half a step is lost, and no more than that.
-            error += np.minimum(step**2 / 12, power) @ np.square(scaled).sum(axis=0)
-        return float(error)
-
-    def relative_error(self, factors: Floats) -> float:
-        """Root of `error` over the root mean square of the output."""
-        output = float(self.power @ np.square(self.weights).sum(axis=0))
-        return float(np.sqrt(self.error(factors) / output)) if output else 0.0
-
-    @property
-    def magnitudes(self) -> Floats:
-        """`[in]`: by what its input's channels are told large from small."""
-        if self.form.input_range is not None:
-            return self.seen.absmax
-        return np.sqrt(self.power).astype(np.float32)
-
-
 def smooth(
     checkpoint: Checkpoint,
-    g: LanguageGeometry,
+    geometry: Geometry,
     forms: Mapping[str, LinearForm],
-    statistics: Statistics,
+    statistics: Statistics | None,
     progress: Progress,
+    *,
+    move_language: bool = True,
 ) -> Smoothing:
-    """Searches the factors of all borders of the language model.
+    """Searches the factors of all borders, and the layers that no integers fit.
+
+    Layers of the vision tower and the connector that the statistics do not know are judged by what norms give
+    (`expected_inputs.py`); the language model's are left as they are without any.
 
     Args:
         checkpoint: with the weights, of which some rows are read.
-        g: sizes.
+        geometry: of the model.
         forms: of the linear layers that become integers.
         statistics: of the checkpoint's activations.
         progress: called with the bytes of weights that are done.
+        move_language: whether sizes may be moved in the language model too.
 
     Raises:
-        CalibrationError: the statistics lack a layer.
+        CalibrationError: the statistics lack a layer of the language model.
     """
-    found = [border for border in borders(g) if any(name in forms for name in border.linears)]
-    progress.start("scales", sum(_bytes(checkpoint, border.linears) for border in found))
+    known = [name for name in linear_layers(geometry) if statistics or not name.startswith(LANGUAGE_LAYERS)]
+    judged = {name: forms[name] for name in known if name in forms}
+    found = [border for border in borders(geometry) if any(name in judged for name in border.linears)]
+    alone = [Border("", (name,)) for name in judged if not any(name in border.linears for border in found)]
+    progress.start("scales", sum(checkpoint.tensors[f"{name}.weight"].bytes for name in judged))
+    samples = _Samples(checkpoint, judged, statistics)
     sources: dict[str, Floats] = {}
     errors: dict[str, float] = {}
     too_wrong: set[str] = set()
-    for border in found:
-        layers = {
-            name: LinearSample(_rows(checkpoint, f"{name}.weight"), statistics.of(name), forms[name])
-            for name in border.linears
-            if name in forms
-        }
-        factors = best_factors(list(layers.values()))
+    for source, linears in (*found, *alone):
+        layers = {name: samples.of(name) for name in linears if name in judged}
+        fixed = not source or (source.startswith(LANGUAGE_LAYERS) and not move_language)
+        factors = no_factors(layers.values()) if fixed else best_factors(layers.values())
         errors |= {name: layer.relative_error(factors) for name, layer in layers.items()}
         wrong = {name for name, layer in layers.items() if errors[name] > WORST_ERRORS[layer.form.weights]}
         too_wrong |= wrong
         if len(wrong) < len(layers) and (factors != 1).any():
-            sources[border.source] = factors
-        progress.advance(_bytes(checkpoint, border.linears))
-    return Smoothing(Migration.of(g, sources), errors, frozenset(too_wrong))
+            sources[source] = factors
+        progress.advance(sum(checkpoint.tensors[f"{name}.weight"].bytes for name in layers))
+    return Smoothing(Migration.of(geometry, sources), errors, frozenset(too_wrong))
 
 
-def best_factors(layers: Sequence[LinearSample]) -> Floats:
+def no_factors(layers: Collection[LinearSample]) -> Floats:
+    """Ones `[in]`, which change nothing."""
+    return np.ones_like(next(iter(layers)).inputs.largest)
+
+
+def best_factors(layers: Collection[LinearSample]) -> Floats:
     """Factors `[in]` with the least error of layers that share an input; ones where none are better.
 
-    Their geometric mean is 1, so that nothing comes nearer to the ends of float16.
+    Their geometric mean is 1, so that nothing comes nearer to the ends of float16, but where this would take an
+    input beyond it.
     """
+    largest = np.max([layer.inputs.largest for layer in layers], axis=0)
     inputs = _floored(np.max([layer.magnitudes for layer in layers], axis=0))
     columns = _floored(np.max([np.abs(layer.weights).max(axis=0) for layer in layers], axis=0))
-    best = np.ones_like(inputs)
+    best = no_factors(layers)
     least = sum(layer.error(best) for layer in layers)
     for strength in _STRENGTHS:
         logs = strength * np.log(inputs) - (1 - strength) * np.log(columns)
-        factors = np.exp(logs - logs.mean())
+        factors = np.maximum(np.exp(logs - logs.mean()), largest / _LARGEST_INPUT)
         error = sum(layer.error(factors) for layer in layers)
         if error < least:
             best, least = factors, error
     return best
 
 
-def ordinary_power(seen: Activations) -> Sums:
-    """Mean squares `[in]` without an input's largest values.
+class _Samples:
+    """Of the layers of a checkpoint."""
 
-    A histogram says how much less they are in all; this is taken from the largest channels.
-    """
-    counts, squares = seen.histogram, np.square(bin_edges(), dtype=np.float64)
-    ordinary = np.diff(np.minimum(np.cumsum(counts), _ORDINARY * counts.sum()), prepend=0)
-    share = float(ordinary @ squares / (counts @ squares))
-    ordered = np.sort(seen.mean_square)
-    # What all channels have together if none has more than this one.
-    together = np.cumsum(ordered) + ordered * np.arange(len(ordered))[::-1]
-    most = np.interp(share * ordered.sum(), np.append(0, together), np.append(0, ordered))
-    power: Sums = np.minimum(seen.mean_square, most)
-    return power
+    def __init__(self, checkpoint: Checkpoint, forms: Mapping[str, LinearForm], statistics: Statistics | None) -> None:
+        self._checkpoint, self._forms = checkpoint, forms
+        self._statistics = statistics
+        self._observed = frozenset(statistics.linears) if statistics else frozenset()
+        self._expected = ExpectedInputs(checkpoint)
+
+    def of(self, linear: str) -> LinearSample:
+        weights, inputs = sampled_rows(self._checkpoint, f"{linear}.weight"), self._inputs(linear)
+        return LinearSample(weights, inputs, self._forms[linear], self._passed(linear, weights, inputs))
+
+    def _inputs(self, linear: str) -> InputSizes:
+        if self._statistics and (linear in self._observed or linear.startswith(LANGUAGE_LAYERS)):
+            return InputSizes.of(self._statistics.of(linear))
+        return self._expected.sizes(linear)
+
+    def _passed(self, linear: str, weights: Floats, inputs: InputSizes) -> Passed | None:
+        behind = behind_gelu(linear)
+        if behind is None:
+            return None
+        if self._statistics is None or behind not in self._observed:
+            mean, deviation = self._expected.outputs(linear)
+            return through_gelu(sampled(mean), sampled(deviation))
+        # Where a layer's outputs lie is not observed, but what GELU leaves of them is.
+        deviation = np.sqrt(np.square(weights, dtype=np.float64) @ inputs.power)
+        power = sampled(InputSizes.of(self._statistics.of(behind)).power)
+        return Passed(power, through_gelu(mean_before_gelu(deviation, power), deviation).slope)
 
 
 def _floored(magnitudes: Floats) -> Floats:
@@ -181,17 +159,3 @@ def _floored(magnitudes: Floats) -> Floats:
     largest = magnitudes.max()
     floored: Floats = np.maximum(magnitudes, _LEAST * largest if largest else np.float32(1))
     return floored
-
-
-def _rows(checkpoint: Checkpoint, tensor: str) -> Floats:
-    """Some rows of a weight, in runs from all over it; all where it is small."""
-    count = checkpoint.tensors[tensor].shape[0]
-    if count <= _ROWS:
-        return checkpoint.read_rows(tensor, 0, count).astype(np.float32)
-    length = _ROWS // _RUNS
-    starts = np.linspace(0, count - length, _RUNS).astype(int).tolist()
-    return np.concatenate([checkpoint.read_rows(tensor, s, s + length) for s in starts]).astype(np.float32)
-
-
-def _bytes(checkpoint: Checkpoint, linears: Sequence[str]) -> int:
-    return sum(checkpoint.tensors[f"{name}.weight"].bytes for name in linears)

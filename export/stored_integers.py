@@ -15,6 +15,7 @@ from lladav.export.config import COMPUTE_TYPES
 from lladav.export.denoiser_graph import input_headroom
 from lladav.export.graph_pieces import map_weight
 from lladav.export.quantize import QuantizedRows
+from lladav.manifest import RoundingName
 
 Floats = npt.NDArray[np.float32]
 
@@ -74,6 +75,12 @@ class StoredIntegers:
         _, codes, scales, _ = self._linears[linear]
         integers, steps = (map_weight(self._bundle.path, tensor).T for tensor in (codes, scales))
         return QuantizedRows(integers, steps.reshape(len(integers), -1))
+
+    def rounding(self, linear: str) -> RoundingName:
+        """How a layer's integers were chosen."""
+        quantization = self._bundle.manifest.quantization
+        four_bits = self._linears[linear].codes.data_type == onnx.TensorProto.INT4
+        return quantization.rounding if quantization is not None and four_bits else "nearest"
 
     def input_step(self, linear: str) -> float | None:
         """Distance of neighbouring values of a layer's input; None where that is no integer."""

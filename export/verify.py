@@ -59,7 +59,7 @@ def verify(
             cure="pass the checkpoint that was exported",
         )
     integers = StoredIntegers(opened)
-    source = MigratedCheckpoint.of(source, Migration.read(opened.path, geometry.language))
+    source = MigratedCheckpoint.of(source, Migration.read(opened.path, geometry))
     reference = StreamedReference(source, geometry, integers)
     files = {graph.weights for graph in opened.manifest.graphs.values()}
     progress.start("verify", sum(entry.bytes for entry in opened.manifest.files if entry.path in files))

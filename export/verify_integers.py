@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 import numpy as np
 
 from lladav.export.checkpoint import Checkpoint
 from lladav.export.quantize import QuantizedRows, dequantized
 from lladav.export.stored_integers import StoredIntegers
 from lladav.export.verification import Row
+from lladav.manifest import RoundingName
 
-# Rounding to the nearest integer, and of the division of up to 128 steps that finds it.
-_HALF_A_STEP = 0.5 + 128 * 2.0**-22
+_MOST_STEPS: dict[RoundingName, float] = {"nearest": 0.5, "gptq": 1.0}
+# Of the division of up to 128 steps that finds an integer.
+_DIVISION = 128 * 2.0**-22
 _BLOCK_ROWS = 1 << 10
 
 
 def compare_integers(integers: StoredIntegers, checkpoint: Checkpoint) -> list[Row]:
     """A row per graph: how far the worst weight is from what its integer stands for, in steps."""
-    worst: dict[str, tuple[float, str]] = {}
+    worst: dict[str, tuple[float, Row]] = {}
     for linear in integers:
-        graph, error = integers.graph(linear), _error(integers.rows(linear), checkpoint, f"{linear}.weight")
-        worst[graph] = max(worst.get(graph, (-1.0, "")), (error, linear))
-    return [
-        Row(graph, "integers, in steps", error, _HALF_A_STEP, error <= _HALF_A_STEP, linear)
-        for graph, (error, linear) in worst.items()
-    ]
+        error, most = (
+            _error(integers.rows(linear), checkpoint, f"{linear}.weight"),
+            _MOST_STEPS[integers.rounding(linear)],
+        )
+        tolerance = most + _DIVISION
+        row = Row(integers.graph(linear), "integers, in steps", error, tolerance, error <= tolerance, linear)
+        worst[row.component] = max(worst.get(row.component, (-1.0, row)), (error / tolerance, row), key=itemgetter(0))
+    return [row for _, row in worst.values()]
 
 
 def _error(rows: QuantizedRows, checkpoint: Checkpoint, name: str) -> float:

@@ -13,10 +13,12 @@ import numpy as np
 
 from lladav.errors import CheckpointError, ExportError
 from lladav.export.checkpoint import Checkpoint, finite
+from lladav.export.gptq import Compensation
 from lladav.export.migration import Migration
-from lladav.export.quantize import packed, round_to_nearest
+from lladav.export.quantize import Rounding, packed, round_to_nearest
 from lladav.export.stored_weight import StoredType, Weight
 from lladav.manifest import FileEntry, TensorType
+from lladav.statistics import Statistics
 
 NUMPY_TYPES: dict[StoredType, np.dtype[np.generic]] = {
     "float32": np.dtype(np.float32),
@@ -33,14 +35,20 @@ class WeightStream:
         checkpoint: the source.
         progress: called with the number of source bytes read since the last call.
         migration: changes tensors on the way, after their fingerprint was taken.
+        statistics: by which weights in 4 bits are rounded; None rounds them to nearest, as all others.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, progress: Callable[[int], None], migration: Migration | None = None
+        self,
+        checkpoint: Checkpoint,
+        progress: Callable[[int], None],
+        migration: Migration | None = None,
+        statistics: Statistics | None = None,
     ) -> None:
         self._checkpoint = checkpoint
         self._progress = progress
         self._migration = migration or Migration()
+        self._statistics = statistics
         self._digests: dict[str, str] = {}
 
     def fingerprint(self) -> str:
@@ -132,10 +140,11 @@ class WeightStream:
         integers = np.empty(codes.shape, np.int8)
         steps = np.empty(scales.shape, NUMPY_TYPES[scales.dtype])
         integer_rows, step_rows, done = _by_row(codes, integers), _by_row(scales, steps), 0
+        rounded = self._rounding(codes)
         for block in self.blocks(codes.source, codes.stop):
             wide = block.astype(np.float32)
             with np.errstate(over="ignore", invalid="ignore"):
-                found = round_to_nearest(wide, codes.form, steps.dtype)
+                found = rounded(wide, codes.form, steps.dtype)
             if not finite(found.scales):
                 raise _does_not_fit(codes.source, wide, scales.dtype)
             end = done + len(block)
@@ -143,6 +152,13 @@ class WeightStream:
             step_rows[done:end] = found.scales.reshape(len(block), *step_rows.shape[1:])
             done = end
         return packed(integers) if codes.dtype == "int4" else integers, steps
+
+    def _rounding(self, weight: Weight) -> Rounding:
+        """How the integers of a tensor are chosen."""
+        if self._statistics is None or weight.dtype != "int4":
+            return round_to_nearest
+        linear = weight.source.removesuffix(".weight")
+        return Compensation.of(self._statistics.moments(linear), self._migration.linears.get(linear)).round
 
 
 def _does_not_fit(source: str, values: np.ndarray, dtype: StoredType) -> ExportError:

@@ -32,6 +32,7 @@ _OPEN_SEAL = '"sha256": ""'
 
 Precision = Literal["fp32", "fp16", "bf16"]
 QuantizedForm = Literal["w8", "w4", "w8a8"]
+RoundingName = Literal["nearest", "gptq"]
 TensorType = Literal["float32", "float16", "bfloat16", "int64", "int8"]
 PromptKV = Literal["int8"]
 
@@ -65,11 +66,13 @@ class Quantization(_Frozen):
             block of inputs, `w8a8` int8 weights and inputs. The vision tower and the connector are
             in `w8` with each of them, and so are layers whose inputs are no multiple of a block.
         block: input features that share a scale, where form is `w4`.
+        rounding: how 4-bit integers were chosen; all others are the nearest.
         kept: linear layers, by name in the checkpoint, that stay in the bundle's `precision`.
     """
 
     form: QuantizedForm
     block: PositiveInt | None = None
+    rounding: RoundingName = "nearest"
     kept: tuple[str, ...] = ()
 
     def integers(self, layer: str, inputs: int) -> Integers | None:
@@ -212,6 +215,7 @@ class Manifest(_Frozen):
     def numbers(self) -> str:
         """What is in which numbers, such as `fp16, linear layers in w8, prompt KV in int8`."""
         linears = f", linear layers in {self.quantization.form}" if self.quantization else ""
+        linears += " by GPTQ" if self.quantization and self.quantization.rounding == "gptq" else ""
         return self.precision + linears + (f", prompt KV in {self.prompt_kv}" if self.prompt_kv else "")
 
     def write(self, folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from pydantic import ValidationError
 
 from lladav.errors import CalibrationError
 from lladav.geometry import Geometry
-from lladav.manifest import Manifest
+from lladav.manifest import LANGUAGE_LAYERS, Manifest
 from lladav.staging import sync
-from lladav.statistics_header import Condition, Header
+from lladav.statistics_header import Condition, GraphRecord, Header
 
 Floats = npt.NDArray[np.float32]
 Sums = npt.NDArray[np.float64]
@@ -37,6 +38,8 @@ _EXPONENTS = (-24, 20)
 _FIRST, _LAST = ((127 + exponent) << _FRACTION_BITS for exponent in _EXPONENTS)
 BINS = 1 + _LAST - _FIRST
 """Of a histogram of absolute values: 8 per octave from 2**-24 to 2**20, after one for all that is smaller."""
+_MOMENTS = "moments"
+_MOMENT_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class Statistics:
     Attributes:
         arrays: for every tensor of `header.graphs` three of them, whose first dimension is the
             graph's conditions: `TENSOR/absmax` `[n, channels]` float32, `TENSOR/square_sum`
-            `[n, channels]` float64 and `TENSOR/histogram` `[n, BINS]` int64.
+            `[n, channels]` float64 and `TENSOR/histogram` `[n, BINS]` int64. Inputs of the language
+            model's layers have a fourth, of all conditions together: `TENSOR/moments`, see `moments`.
     """
 
     header: Header
@@ -90,7 +94,7 @@ class Statistics:
             f"{tensor}/{kind}": array
             for graph in header.graphs.values()
             for tensor in graph.tensors
-            for kind, array in _zeros(len(graph.conditions), channels[tensor]).items()
+            for kind, array in _zeros(tensor, len(graph.conditions), channels[tensor]).items()
         }
         return cls(header, arrays)
 
@@ -205,12 +209,7 @@ class Statistics:
         Raises:
             CalibrationError: no such layer, or no row was seen under these conditions.
         """
-        graph = next((g for g in self.header.graphs.values() if linear in g.linears), None)
-        if graph is None:
-            raise CalibrationError(
-                f"the statistics know no linear layer {linear!r}",
-                cure=f"choose one of {', '.join(self.linears[:4])}, ...",
-            )
+        graph = self._graph(linear)
         chosen = [number for number, condition in enumerate(graph.conditions) if wanted(condition)]
         absmax, square_sum, histogram = (self.arrays[f"{graph.linears[linear]}/{kind}"][chosen] for kind in _ARRAYS)
         counts: Counts = histogram.sum(axis=0)
@@ -221,6 +220,31 @@ class Statistics:
                 cure="calibrate with more pictures, or with fewer steps between refreshes",
             )
         return Activations(absmax.max(axis=0), square_sum.sum(axis=0) / rows, counts, rows)
+
+    def moments(self, linear: str) -> Floats:
+        """Sums of products of a layer's inputs with each other, over all positions of all conditions.
+
+        Args:
+            linear: of the language model, by its name in the checkpoint, without `.weight`.
+
+        Returns:
+            `[channels / b, b, b]`, of each b channels that follow one another; b is the greatest common
+            divisor of their number and 256.
+
+        Raises:
+            CalibrationError: no such layer.
+        """
+        found: Floats = self.arrays[f"{self._graph(linear).linears[linear]}/{_MOMENTS}"]
+        return found
+
+    def _graph(self, linear: str) -> GraphRecord:
+        graph = next((g for g in self.header.graphs.values() if linear in g.linears), None)
+        if graph is None:
+            raise CalibrationError(
+                f"the statistics know no linear layer {linear!r}",
+                cure=f"choose one of {', '.join(self.linears[:4])}, ...",
+            )
+        return graph
 
 
 def bin_numbers(absolute: Floats) -> Counts:
@@ -233,15 +257,26 @@ def bin_edges() -> Floats:
     return (np.arange(_FIRST, _LAST + 1, dtype=np.uint32) << _SHIFT).view(np.float32)
 
 
-def _zeros(conditions: int, channels: int) -> dict[str, npt.NDArray[Any]]:
-    """The three arrays of one tensor, by their kinds."""
-    columns = {"absmax": channels, "square_sum": channels, "histogram": BINS}
-    return {kind: np.zeros((conditions, columns[kind]), dtype) for kind, dtype in _ARRAYS.items()}
+def _kinds(tensor: str) -> tuple[str, ...]:
+    """Arrays of one tensor, in the order of the file."""
+    return (*_ARRAYS, _MOMENTS) if tensor.startswith(LANGUAGE_LAYERS) else tuple(_ARRAYS)
+
+
+def _zeros(tensor: str, conditions: int, channels: int) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of one tensor, by their kinds."""
+    block = gcd(channels, _MOMENT_BLOCK)
+    shapes: dict[str, tuple[int, ...]] = {
+        "absmax": (conditions, channels),
+        "square_sum": (conditions, channels),
+        "histogram": (conditions, BINS),
+        _MOMENTS: (channels // block, block, block),
+    }
+    return {kind: np.zeros(shapes[kind], _ARRAYS.get(kind, np.float32)) for kind in _kinds(tensor)}
 
 
 def _array_names(header: Header) -> tuple[str, ...]:
     """In the order of the file."""
-    return tuple(f"{tensor}/{kind}" for tensor in header.tensors for kind in _ARRAYS)
+    return tuple(f"{tensor}/{kind}" for tensor in header.tensors for kind in _kinds(tensor))
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
@@ -255,7 +290,7 @@ def _check_shapes(header: Header, arrays: Mapping[str, npt.NDArray[Any]]) -> Non
     for graph in header.graphs.values():
         for tensor in graph.tensors:
             channels = arrays[f"{tensor}/absmax"].shape[-1]
-            for kind, expected in _zeros(len(graph.conditions), channels).items():
+            for kind, expected in _zeros(tensor, len(graph.conditions), channels).items():
                 found = arrays[f"{tensor}/{kind}"]
                 if (found.shape, found.dtype) != (expected.shape, expected.dtype):
                     raise ValueError(f"{tensor}/{kind} is {found.dtype} {list(found.shape)}")

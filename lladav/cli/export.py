@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from rich.text import Text
 
 from lladav.cli import screen
 from lladav.cli.values import integers
@@ -38,7 +39,7 @@ def export(
         typer.Option(metavar="w8|w4|w8a8", help="Integers for the linear layers: weights, or weights and inputs."),
     ] = None,
     statistics: Annotated[
-        Path | None, typer.Option(help="What `lladav calibrate` wrote; w8a8 needs it, w4 may have it.")
+        Path | None, typer.Option(help="What `lladav calibrate` wrote; w8a8 needs it, w8 and w4 may have it.")
     ] = None,
     keep_layers: Annotated[
         str | None, typer.Option(metavar="NAME,NAME,...", help="Linear layers that are no integers; * is anything.")
@@ -80,8 +81,11 @@ def export(
     from lladav.export.progress import Progress
 
     began = perf_counter()
+    notes: list[str] = []
     with screen.stage_bars(screen.stderr()) as bars:
-        made = write_bundle(checkpoint, bundle, config, Progress(bars.start, bars.advance))
+        made = write_bundle(checkpoint, bundle, config, Progress(bars.start, bars.advance, notes.append))
+    for note in notes:
+        screen.stderr().print(Text("warning:", "yellow"), note, soft_wrap=True)
     total = sum(entry.bytes for entry in made.manifest.files)
     out = screen.stdout()
     out.print(

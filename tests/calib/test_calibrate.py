@@ -19,6 +19,7 @@ from lladav.calib.passes import passes_of
 from lladav.calib.questions import LEAST_PICTURES, PROMPTS, find_pictures, pair, read_prompts
 from lladav.errors import BundleError, CalibrationError, ImageError, OptionError, PromptError
 from lladav.export import ExportConfig, Progress, export
+from lladav.manifest import LANGUAGE_LAYERS
 from lladav.runtime import GenerationConfig, Message, Pipeline, StepEvent
 from lladav.runtime.embedding import merge_prompt
 from lladav.runtime.images import pixel_values
@@ -123,6 +124,12 @@ def test_statistics_are_those_of_pytorch(tiny_bundle: Path, pictures: Path, prom
         assert found.histogram.sum() == values.size
         exact = float(np.percentile(np.abs(values), 90, method="inverted_cdf"))
         assert 0.999 * exact <= found.percentile(90) <= 1.126 * exact
+    for name in (name for name in statistics.linears if name.startswith(LANGUAGE_LAYERS)):
+        values = np.concatenate([part for (seen, _), parts in reference.seen.items() if seen == name for part in parts])
+        found = statistics.moments(name)
+        blocks = values.astype(np.float64).reshape(len(values), len(found), -1).transpose(1, 0, 2)
+        expected = blocks.transpose(0, 2, 1) @ blocks
+        np.testing.assert_allclose(found, expected, atol=1e-3 * expected.max(), err_msg=name)
 
 
 def test_ranges_do_not_depend_on_the_precision(

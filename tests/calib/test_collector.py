@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lladav.calib.collector import Collector, refuse_constant
@@ -57,6 +57,26 @@ def test_activations_with_rows_of_two_counts() -> None:
     count("narrow", np.ones((1, 1, 4), np.float32))
     assert arrays["wide/absmax"].max(axis=1).tolist() == [0, 1]
     assert arrays["narrow/absmax"].max(axis=1).tolist() == [1, 0]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 299), st.sampled_from((12, 256, 512)))
+@settings(deadline=None, max_examples=30)
+def test_moments_are_of_blocks_of_all_rows(seed: int, cut: int, channels: int) -> None:
+    draw = np.random.default_rng(seed)
+    values = draw.standard_normal((300, channels)).astype(np.float32)
+    name = "model.layers.0.mlp.up_proj"
+    found = nothing(**{name: channels})
+    collector = Collector(CONDITIONS, found.arrays)
+    for part in (values[:cut], values[cut:]):
+        collector.counting("denoiser", [CONDITIONS["denoiser"][i] for i in draw.integers(0, 2, len(part))])(name, part)
+    whole, size = values.astype(np.float64).T @ values, min(channels, 256) if channels > 12 else 4
+    moments = found.moments(name)
+    assert moments.shape == (channels // size, size, size)
+    for number, block in enumerate(moments):
+        place = slice(number * size, (number + 1) * size)
+        np.testing.assert_allclose(block, whole[place, place], atol=1e-3)
+    squares = found.of(name).mean_square * 300
+    np.testing.assert_allclose(np.einsum("nii->ni", moments).ravel(), squares, rtol=1e-5)
 
 
 def test_memory_does_not_grow_with_rows() -> None:

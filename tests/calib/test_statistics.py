@@ -122,7 +122,7 @@ def test_an_unfinished_calibration_is_not_opened(some: Statistics, header: Heade
     assert Statistics.read(tmp_path / "some.npz").header.done == 1
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "other", "shape", "key"])
+@pytest.mark.parametrize("harm", ["cut", "flip", "other", "shape", "key", "version"])
 def test_damaged_files_are_named(some: Statistics, header: Header, tmp_path: Path, harm: str) -> None:
     file = tmp_path / "some.npz"
     some.write(file)
@@ -138,7 +138,11 @@ def test_damaged_files_are_named(some: Statistics, header: Header, tmp_path: Pat
         more = header.graphs["connector"].model_copy(update={"conditions": (BASE,)})
         Statistics(header.model_copy(update={"graphs": {"connector": more}}), some.arrays).write(file)
     else:
-        text = header.model_dump_json().replace('"done":', '"surprise":1,"done":')
+        text = header.model_dump_json()
+        if harm == "key":
+            text = text.replace('"done":', '"surprise":1,"done":')
+        else:
+            text = text.replace('"schema_version":2', '"schema_version":1')
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("header.json", text)
     with pytest.raises(CalibrationError, match=r"some\.npz"):

@@ -15,7 +15,6 @@ from tiny import Tensors, write_tiny_checkpoint
 from typer.testing import CliRunner
 
 from lladav.bundle import Bundle
-from lladav.calib import CalibrationConfig, calibrate
 from lladav.cli.app import app
 from lladav.errors import CalibrationError, CheckpointError, ExportError, OptionError, VerificationError
 from lladav.export import ExportConfig, export
@@ -30,16 +29,6 @@ from lladav.statistics import Statistics
 
 FORMS: tuple[QuantizedForm, ...] = ("w8", "w4", "w8a8")
 LANGUAGE = "model.layers."
-
-
-@pytest.fixture(scope="module")
-def statistics(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of text alone, which is enough for the language model."""
-    folder = tmp_path_factory.mktemp("statistics")
-    (folder / "prompts.txt").write_text("What is this?\nWhere is it?\n", "utf-8")
-    asked = CalibrationConfig(gen_length=8, steps=4, refresh_interval=2)
-    calibrate(tiny_bundle, folder / "seen.npz", prompts=folder / "prompts.txt", config=asked)
-    return folder / "seen.npz"
 
 
 class Exports:
@@ -60,8 +49,8 @@ class Exports:
 
 
 @pytest.fixture(scope="module")
-def exports(tiny_checkpoint: Path, statistics: Path, tmp_path_factory: pytest.TempPathFactory) -> Exports:
-    return Exports(tiny_checkpoint, tmp_path_factory.mktemp("exports"), statistics)
+def exports(tiny_checkpoint: Path, seen: Path, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    return Exports(tiny_checkpoint, tmp_path_factory.mktemp("exports"), seen)
 
 
 def load(bundle: Bundle, graph: str) -> onnx.ModelProto:
@@ -145,7 +134,7 @@ def test_integers_are_near_the_weights(exports: Exports, form: QuantizedForm) ->
     """Relative to the largest of a row, and so of what it computes."""
     integers = StoredIntegers(exports(form))
     plain = exports(None)
-    migration = Migration.read(exports(form).path, plain.manifest.geometry.language)
+    migration = Migration.read(exports(form).path, plain.manifest.geometry)
     for graph in ("denoiser", "vision_encoder", "connector"):
         tensors = {t.name: t for t in load(plain, graph).graph.initializer}
         for linear in (name for name in integers if integers.graph(name) == graph):
@@ -259,9 +248,9 @@ def test_statistics_of_another_checkpoint_are_refused(exports: Exports, tmp_path
 
 
 def test_input_that_was_always_zero_gives_no_scale(
-    exports: Exports, statistics: Path, tiny_checkpoint: Path, tmp_path: Path
+    exports: Exports, seen: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    found = Statistics.open(statistics)
+    found = Statistics.open(seen)
     name = "model.layers.1.self_attn.o_proj"
     arrays = {key: np.zeros_like(a) if key == f"{name}/absmax" else a for key, a in found.arrays.items()}
     Statistics(found.header, arrays).write(tmp_path / "zeros.npz")
@@ -304,12 +293,8 @@ def test_options_that_mean_nothing(tiny_checkpoint: Path, tmp_path: Path, option
 
 @pytest.mark.parametrize(
     ("form", "given", "said"),
-    [
-        ("w8a8", None, "w8a8 needs statistics"),
-        ("w8", Path("seen.npz"), "only w8a8 and w4 take"),
-        (None, Path("seen.npz"), "only w8a8 and w4 take"),
-    ],
+    [("w8a8", None, "w8a8 needs statistics"), (None, Path("seen.npz"), "statistics without quantize")],
 )
-def test_statistics_belong_to_forms_that_use_them(form: QuantizedForm | None, given: Path | None, said: str) -> None:
+def test_statistics_belong_to_integers(form: QuantizedForm | None, given: Path | None, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         ExportConfig(quantize=form, statistics=given)

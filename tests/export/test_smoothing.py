@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,34 +12,41 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import HEADS, LAYERS, Tensors, write_tiny_checkpoint
+from tiny import HEADS, IMAGE_SIZE, LAYERS, VISION_LAYERS, Tensors, write_tiny_checkpoint
 from typer.testing import CliRunner
 
 from lladav.bundle import Bundle
-from lladav.calib import CalibrationConfig, calibrate
 from lladav.cli.app import app
 from lladav.errors import CalibrationError
 from lladav.export import ExportConfig, export
 from lladav.export.checkpoint import Checkpoint
+from lladav.export.gelu import Passed
 from lladav.export.graph_form import LinearForm
+from lladav.export.linear_sample import InputSizes, LinearSample, ordinary_power
 from lladav.export.migration import FILE, MigratedCheckpoint, Migration, borders
 from lladav.export.model_config import read_geometry
 from lladav.export.quantize import dequantized, round_to_nearest
-from lladav.export.smoothing import WORST_ERRORS, LinearSample, best_factors, ordinary_power
+from lladav.export.smoothing import WORST_ERRORS, best_factors
 from lladav.export.weights import WeightStream
-from lladav.manifest import QuantizedForm
+from lladav.manifest import LANGUAGE_LAYERS, QuantizedForm
 from lladav.statistics import BINS, Activations, Statistics, bin_numbers
 
 Floats = npt.NDArray[np.float32]
+Calibrate = Callable[..., Path]
 INT8, INT4 = LinearForm("int8", input_range=1.0), LinearForm("int4", 16)
 SIZES = st.tuples(st.integers(1, 24), st.sampled_from([16, 48]), st.integers(0, 2**32 - 1))
 
 
-def seen(inputs: Floats) -> Activations:
+def observed(inputs: Floats) -> Activations:
     """Statistics of `[rows, channels]`, as a calibration counts them."""
     counts = np.bincount(bin_numbers(np.abs(inputs)).ravel(), minlength=BINS)
     power = np.square(inputs, dtype=np.float64).mean(axis=0)
     return Activations(np.abs(inputs).max(axis=0), power, counts, len(inputs))
+
+
+def sample_of(weights: Floats, inputs: Floats, form: LinearForm) -> LinearSample:
+    """A layer that was seen with these inputs."""
+    return LinearSample(weights, InputSizes.of(observed(inputs)), form)
 
 
 def drawn(rows: int, channels: int, seed: int, count: int = 256) -> tuple[Floats, Floats]:
@@ -67,7 +76,7 @@ def relative(got: Floats, expected: Floats) -> float:
 def test_estimate_is_near_the_error(form: LinearForm, sizes: tuple[int, int, int]) -> None:
     rows, channels, seed = sizes
     weights, inputs = drawn(rows + 4, channels, seed)
-    sample = LinearSample(weights, seen(inputs), form)
+    sample = sample_of(weights, inputs, form)
     factors = best_factors([sample])
     true = relative(computed(weights, inputs, factors, form), inputs @ weights.T)
     assert true / 2 < sample.relative_error(factors) < 3 * true
@@ -78,7 +87,7 @@ def test_estimate_is_near_the_error(form: LinearForm, sizes: tuple[int, int, int
 def test_factors_are_never_worse_than_none(form: LinearForm, sizes: tuple[int, int, int], layers: int) -> None:
     rows, channels, seed = sizes
     _, inputs = drawn(rows, channels, seed)
-    samples = [LinearSample(drawn(rows, channels, seed + n)[0], seen(inputs), form) for n in range(layers)]
+    samples = [sample_of(drawn(rows, channels, seed + n)[0], inputs, form) for n in range(layers)]
     factors = best_factors(samples)
     assert sum(s.error(factors) for s in samples) <= sum(s.error(np.ones_like(factors)) for s in samples)
     assert np.isfinite(factors).all()
@@ -90,7 +99,7 @@ def test_large_channel_moves_into_the_weights() -> None:
     weights, inputs = drawn(32, 64, seed=0)
     inputs[:, 7] *= 100
     weights[:, 7] /= 100
-    sample = LinearSample(weights, seen(inputs), INT8)
+    sample = sample_of(weights, inputs, INT8)
     factors, ones = best_factors([sample]), np.ones(64, np.float32)
     expected = inputs @ weights.T
     before, after = (relative(computed(weights, inputs, f, INT8), expected) for f in (ones, factors))
@@ -103,21 +112,43 @@ def test_huge_values_of_few_positions_are_not_taken_for_the_output() -> None:
     """Beside the mean output, which is theirs, the error would be small; the other positions are lost."""
     weights, inputs = drawn(32, 64, seed=1, count=4000)
     inputs[:2] *= 1000
-    sample = LinearSample(weights, seen(inputs), INT8)
+    sample = sample_of(weights, inputs, INT8)
     factors = best_factors([sample])
     got, expected = computed(weights, inputs, factors, INT8), inputs @ weights.T
     assert relative(got, expected) < 0.1
     assert relative(got[2:], expected[2:]) > 0.3
     assert sample.relative_error(factors) > 3 * WORST_ERRORS["int8"]
-    assert ordinary_power(sample.seen).sum() < 3 * np.square(inputs[2:]).mean(axis=0).sum()
+    assert ordinary_power(observed(inputs)).sum() < 3 * np.square(inputs[2:]).mean(axis=0).sum()
 
 
 def test_channel_that_was_never_seen() -> None:
     weights, inputs = drawn(8, 16, seed=2)
     inputs[:, 3] = weights[:, 5] = 0
-    factors = best_factors([LinearSample(weights, seen(inputs), INT8)])
+    factors = best_factors([sample_of(weights, inputs, INT8)])
     assert np.isfinite(factors).all()
     assert (factors > 0).all()
+
+
+def test_error_counts_as_it_shows_behind_the_nonlinearity() -> None:
+    """A constant takes all features but one far below zero, where GELU cuts them off with their errors."""
+    weights, inputs = drawn(16, 32, seed=3)
+    sample, ones = sample_of(weights, inputs, LinearForm("int8")), np.ones(32, np.float32)
+    slope, power = np.zeros(16), np.zeros(16)
+    slope[4], power[4] = 1, np.square(inputs @ weights[4], dtype=np.float64).mean()
+    alone = sample_of(weights[4:5], inputs, LinearForm("int8"))
+    behind = replace(sample, passed=Passed(power, slope))
+    assert behind.error(ones) == pytest.approx(alone.error(ones), rel=1e-4)
+    true = relative(computed(weights[4:5], inputs, ones, LinearForm("int8")), inputs @ weights[4:5].T)
+    assert true / 2 < behind.relative_error(ones) < 2 * true
+
+
+def test_nothing_leaves_float16() -> None:
+    weights, _ = drawn(8, 16, seed=4)
+    weights[:, 0] *= 1e5
+    largest = np.full(16, 50, np.float32)
+    factors = best_factors([LinearSample(weights, InputSizes(np.ones(16), largest), LinearForm("int8"))])
+    assert factors.max() / factors.min() > 100
+    assert (largest / factors).max() < 2.0**15
 
 
 def share_heads(tensors: Tensors, config: dict[str, Any]) -> None:
@@ -135,17 +166,22 @@ def test_model_stays_the_same(tmp_path: Path, shared: bool) -> None:
 
     checkpoint = Checkpoint.open(write_tiny_checkpoint(tmp_path / "c", edit=share_heads if shared else None))
     geometry = read_geometry(checkpoint, 300)
-    found = list(borders(geometry.language))
-    assert len(found) == LAYERS * (3 if shared else 4)
+    found = list(borders(geometry))
+    assert len(found) == LAYERS * (3 if shared else 4) + 3 * VISION_LAYERS
     draw = np.random.default_rng(0)
     factors = {
-        b.source: np.exp(draw.normal(0, 1, checkpoint.tensors[b.source].shape[0])).astype(np.float32) for b in found
+        b.source: np.exp(draw.normal(0, 1, checkpoint.tensors[f"{b.source}.weight"].shape[0])).astype(np.float32)
+        for b in found
     }
-    migrated = MigratedCheckpoint.of(checkpoint, Migration.of(geometry.language, factors))
+    migrated = MigratedCheckpoint.of(checkpoint, Migration.of(geometry, factors))
     embeds = draw.normal(0, 0.5, (1, 9, geometry.language.hidden_size)).astype(np.float32)
+    pixels = draw.normal(0, 1, (1, 3, IMAGE_SIZE, IMAGE_SIZE)).astype(np.float32)
     theirs, ours = (
-        [layer.hidden for layer in StreamedReference(source, geometry).language(embeds)]
-        for source in (checkpoint, migrated)
+        [
+            *(layer.hidden for layer in reference.language(embeds)),
+            *(features for _, features in reference.vision(pixels)),
+        ]
+        for reference in (StreamedReference(source, geometry) for source in (checkpoint, migrated))
     )
     for before, after in zip(theirs, ours, strict=True):
         np.testing.assert_allclose(after, before, atol=2e-5 * np.abs(before).max())
@@ -154,14 +190,15 @@ def test_model_stays_the_same(tmp_path: Path, shared: bool) -> None:
         for name in checkpoint.tensors
         if not np.array_equal(*(c.read_rows(name, 0, 1) for c in (checkpoint, migrated)))
     }
-    linears = {f"{name}.weight" for border in found for name in border.linears}
-    assert changed == linears | {border.source for border in found}
+    tensors = {f"{name}.weight" for border in found for name in (border.source, *border.linears)}
+    assert changed == tensors | ({f"{border.source}.bias" for border in found} & checkpoint.tensors.keys())
 
 
 def test_fingerprint_is_the_checkpoint_s(tiny_checkpoint: Path) -> None:
     checkpoint = Checkpoint.open(tiny_checkpoint)
-    name = "model.layers.0.mlp.up_proj.weight"
-    halves = Migration({name: np.full(checkpoint.tensors[name].shape[0], 2, np.float32)})
+    layer = "model.layers.0.mlp.up_proj"
+    name = f"{layer}.weight"
+    halves = Migration({layer: np.full(checkpoint.tensors[name].shape[0], 2, np.float32)})
     found = []
     for migration in (Migration(), halves):
         stream = WeightStream(checkpoint, lambda _: None, migration)
@@ -172,12 +209,8 @@ def test_fingerprint_is_the_checkpoint_s(tiny_checkpoint: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def statistics(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Statistics:
-    """Of text alone, which is enough for the language model."""
-    folder = tmp_path_factory.mktemp("statistics")
-    (folder / "prompts.txt").write_text("What is this?\nWhere is it?\n", "utf-8")
-    asked = CalibrationConfig(gen_length=8, steps=4, refresh_interval=2)
-    return calibrate(tiny_bundle, folder / "seen.npz", prompts=folder / "prompts.txt", config=asked)
+def statistics(seen: Path) -> Statistics:
+    return Statistics.open(seen)
 
 
 def exported(checkpoint: Path, folder: Path, form: QuantizedForm, statistics: Statistics, verify: bool) -> Bundle:
@@ -194,11 +227,11 @@ def test_export_says_which_layers_stay_in_floats(
     options = ("--quantize", "w8a8", "--statistics", str(tmp_path / "seen.npz"), "--no-verify")
     result = CliRunner().invoke(app, ("export", str(tiny_checkpoint), str(tmp_path / "bundle"), *options))
     assert result.exit_code == 0
-    assert f"{7 * LAYERS} linear layers are no integers: model.layers.0.self_attn.q_proj, " in result.stdout
+    assert f"{7 * LAYERS + 6 * VISION_LAYERS + 2} linear layers are no integers: " in result.stdout
     assert FILE not in {entry.path for entry in Bundle.open(tmp_path / "bundle").manifest.files}
 
 
-@pytest.mark.parametrize("form", ["w8a8", "w4"])
+@pytest.mark.parametrize("form", ["w8a8", "w4", "w8"])
 def test_bundle_with_factors_computes_the_model(
     tiny_checkpoint: Path, tmp_path: Path, statistics: Statistics, form: QuantizedForm
 ) -> None:
@@ -207,7 +240,8 @@ def test_bundle_with_factors_computes_the_model(
     assert FILE in {entry.path for entry in bundle.manifest.files}
     assert bundle.manifest.quantization is not None
     assert not bundle.manifest.quantization.kept
-    assert Migration.read(bundle.path, bundle.manifest.geometry.language).sources
+    moved = Migration.read(bundle.path, bundle.manifest.geometry).sources
+    assert {name.startswith(LANGUAGE_LAYERS) for name in moved} == {True, False}
 
 
 def test_layer_with_massive_activations_stays_in_floats(
@@ -227,6 +261,25 @@ def test_layer_with_massive_activations_stays_in_floats(
     bundle = exported(tiny_checkpoint, tmp_path, "w8a8", Statistics(statistics.header, arrays), verify=True)
     assert bundle.manifest.quantization is not None
     assert bundle.manifest.quantization.kept == (layer,)
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [({"pictures": False}, "text alone: calibrate with --images"), ({"steps": 1}, "all masks: calibrate with more")],
+)
+def test_statistics_that_saw_too_little_move_nothing(
+    tiny_checkpoint: Path, tiny_bundle: Path, calibrated: Calibrate, tmp_path: Path, shown: dict[str, Any], said: str
+) -> None:
+    """Factors would make what was not seen as much larger as what was seen smaller; ranges harm nothing."""
+    options = ("--quantize", "w8a8", "--statistics", str(calibrated(tiny_bundle, **shown)), "--no-verify")
+    result = CliRunner().invoke(app, ("export", str(tiny_checkpoint), str(tmp_path / "bundle"), *options))
+    assert result.exit_code == 0
+    assert result.stderr.count("warning: no sizes of the language model are moved") == 1
+    assert said in result.stderr
+    bundle = Bundle.open(tmp_path / "bundle")
+    moved = Migration.read(bundle.path, bundle.manifest.geometry).sources
+    assert moved
+    assert not any(name.startswith(LANGUAGE_LAYERS) for name in moved)
 
 
 def test_statistics_of_another_geometry_are_refused_at_once(

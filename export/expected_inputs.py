@@ -1,0 +1,81 @@
+"""Sizes of inputs in the vision tower and the connector that nobody observed.
+
+What a LayerNorm gives is spread by its weight around its bias, whatever the picture, and a linear layer behind it gives
+sums of that, which count as normally distributed. Channels count as independent, attention as handing values on as they
+are, and the tower's output, which no norm ends, as equally large in all channels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lladav.export.checkpoint import Checkpoint
+from lladav.export.gelu import through_gelu
+from lladav.export.linear_sample import InputSizes
+
+Sums = npt.NDArray[np.float64]
+
+CONNECTOR = "model.mm_projector"
+
+
+class Spread(NamedTuple):
+    """A distribution per channel: `[channels]` float64 means and standard deviations."""
+
+    mean: Sums
+    deviation: Sums
+
+
+def behind_gelu(linear: str) -> str | None:
+    """The layer that takes a layer's output through GELU; None where nothing or something else is between."""
+    first = {"fc1": "fc2", f"{CONNECTOR}.0": f"{CONNECTOR}.2"}
+    return next((linear.removesuffix(one) + other for one, other in first.items() if linear.endswith(one)), None)
+
+
+class ExpectedInputs:
+    """Of every linear layer of the tower and the connector, from weights alone.
+
+    Args:
+        checkpoint: with the weights, of which whole layers are read.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def sizes(self, linear: str) -> InputSizes:
+        """Of a layer's input. What a LayerNorm gives never exceeds `largest`; others hardly ever do."""
+        mean, deviation = self._inputs(linear)
+        largest = np.abs(mean) + np.sqrt(len(mean)) * deviation
+        return InputSizes(np.square(mean) + np.square(deviation), largest.astype(np.float32))
+
+    def outputs(self, linear: str) -> Spread:
+        """Of a layer, bias included."""
+        mean, deviation = self._inputs(linear)
+        weights = self._read(f"{linear}.weight")
+        return Spread(weights @ mean + self._read(f"{linear}.bias"), np.sqrt(np.square(weights) @ np.square(deviation)))
+
+    def _inputs(self, linear: str) -> Spread:
+        block, _, part = linear.rpartition(".")
+        layer = block.rpartition(".")[0]
+        if part in ("q_proj", "k_proj", "v_proj"):
+            return self._normed(f"{layer}.layer_norm1")
+        if part == "fc1":
+            return self._normed(f"{layer}.layer_norm2")
+        if part == "out_proj":
+            return self.outputs(f"{block}.v_proj")
+        if linear == f"{CONNECTOR}.0":
+            channels = self._checkpoint.tensors[f"{linear}.weight"].shape[1]
+            return Spread(np.zeros(channels), np.ones(channels))
+        first = f"{CONNECTOR}.0" if block == CONNECTOR else f"{block}.fc1"
+        power = through_gelu(*self.outputs(first)).power
+        return Spread(np.zeros_like(power), np.sqrt(power))
+
+    def _normed(self, norm: str) -> Spread:
+        return Spread(self._read(f"{norm}.bias"), np.abs(self._read(f"{norm}.weight")))
+
+    def _read(self, tensor: str) -> Sums:
+        rows = self._checkpoint.tensors[tensor].shape[0]
+        values: Sums = self._checkpoint.read_rows(tensor, 0, rows).astype(np.float64)
+        return values

@@ -1,0 +1,192 @@
+"""GPTQ: what holds for every weight and every input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lladav.bundle import Bundle
+from lladav.calib import CalibrationConfig, calibrate
+from lladav.export import ExportConfig, export
+from lladav.export.checkpoint import Checkpoint
+from lladav.export.coverage import linear_layers
+from lladav.export.gptq import Compensation
+from lladav.export.graph_form import LinearForm
+from lladav.export.migration import MigratedCheckpoint, Migration
+from lladav.export.quantize import LEVELS, QuantizedRows, dequantized, round_to_nearest
+from lladav.export.stored_integers import StoredIntegers
+from lladav.manifest import LANGUAGE_LAYERS
+
+FORM = LinearForm("int4", 8)
+BLOCK = 16
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def weights(draw: np.random.Generator, rows: int = 24, columns: int = 32) -> np.ndarray:
+    sizes = np.exp(draw.standard_normal((rows, 1)))
+    return (draw.standard_normal((rows, columns)) * sizes).astype(np.float32)
+
+
+def inputs(draw: np.random.Generator, rows: int = 200, columns: int = 32) -> np.ndarray:
+    """Correlated ones, of sizes that differ by channel."""
+    mixed = draw.standard_normal((rows, 4)) @ draw.standard_normal((4, columns))
+    sizes = np.exp(draw.standard_normal(columns))
+    return ((mixed + 0.5 * draw.standard_normal((rows, columns))) * sizes).astype(np.float32)
+
+
+def moments(x: np.ndarray, block: int = BLOCK) -> np.ndarray:
+    blocks = x.reshape(len(x), -1, block).transpose(1, 0, 2)
+    return blocks.transpose(0, 2, 1) @ blocks
+
+
+def output_error(rows: np.ndarray, found: QuantizedRows, x: np.ndarray) -> float:
+    return float(np.linalg.norm(x @ (dequantized(found) - rows).T))
+
+
+@given(seeds, st.sampled_from((np.float32, np.float16, ml_dtypes.bfloat16)))
+@settings(deadline=None)
+def test_every_code_is_next_to_its_weight(seed: int, dtype: type) -> None:
+    draw = np.random.default_rng(seed)
+    rows = weights(draw)
+    found = Compensation.of(moments(inputs(draw))).round(rows, FORM, dtype)
+    lowest, highest = LEVELS["int4"]
+    assert found.codes.dtype == np.int8
+    assert lowest <= found.codes.min() <= found.codes.max() <= highest
+    np.testing.assert_array_equal(found.scales, round_to_nearest(rows, FORM, dtype).scales)
+    steps = np.repeat(found.scales.astype(np.float32), FORM.block or 1, axis=1)
+    assert (np.abs(dequantized(found) - rows) <= steps * (1 + 2.0**-15)).all()
+
+
+@given(seeds)
+@settings(deadline=None, max_examples=30)
+def test_outputs_are_nearer_than_with_rounding_to_nearest(seed: int) -> None:
+    """Of the inputs that were seen, where these are correlated."""
+    draw = np.random.default_rng(seed)
+    rows, x = weights(draw), inputs(draw)
+    found = Compensation.of(moments(x, 32)).round(rows, FORM, np.float32)
+    nearest = round_to_nearest(rows, FORM, np.float32)
+    assert output_error(rows, found, x) < output_error(rows, nearest, x)
+
+
+@given(seeds, st.floats(1e-6, 1e6))
+@settings(deadline=None)
+def test_inputs_without_correlation_leave_rounding_to_nearest(seed: int, size: float) -> None:
+    draw = np.random.default_rng(seed)
+    rows = weights(draw)
+    diagonal = size * np.exp(draw.standard_normal((2, BLOCK)))
+    found = Compensation.of(np.eye(BLOCK) * diagonal[:, None]).round(rows, FORM, np.float32)
+    np.testing.assert_array_equal(found.codes, round_to_nearest(rows, FORM, np.float32).codes)
+
+
+@given(seeds)
+@settings(deadline=None)
+def test_blocks_are_rounded_as_if_by_themselves(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    rows, seen = weights(draw), moments(inputs(draw))
+    together = Compensation.of(seen).round(rows, FORM, np.float32)
+    apart = [
+        Compensation.of(seen[i : i + 1]).round(rows[:, BLOCK * i : BLOCK * (i + 1)], FORM, np.float32) for i in (0, 1)
+    ]
+    np.testing.assert_array_equal(together.codes, np.concatenate([part.codes for part in apart], axis=1))
+
+
+@given(seeds)
+@settings(deadline=None, max_examples=30)
+def test_whole_moments_without_correlation_of_blocks_are_blocks(seed: int) -> None:
+    """But for damping, which is by the mean of a block: so blocks have one here."""
+    draw = np.random.default_rng(seed)
+    rows, seen = weights(draw), moments(inputs(draw))
+    seen = seen / np.einsum("nii->n", seen)[:, None, None]
+    whole = np.zeros((1, 2 * BLOCK, 2 * BLOCK), np.float32)
+    for i, block in enumerate(seen):
+        whole[0, BLOCK * i : BLOCK * (i + 1), BLOCK * i : BLOCK * (i + 1)] = block
+    found = Compensation.of(whole).round(rows, FORM, np.float32)
+    blocks = Compensation.of(seen.astype(np.float32)).round(rows, FORM, np.float32)
+    # Sums of other orders decide where a value is half-way.
+    assert np.mean(found.codes != blocks.codes) < 0.01
+
+
+@given(seeds, st.integers(1, 40))
+@settings(deadline=None, max_examples=30)
+def test_rows_do_not_see_each_other(seed: int, count: int) -> None:
+    draw = np.random.default_rng(seed)
+    rows, compensation = weights(draw, 40), Compensation.of(moments(inputs(draw)))
+    whole = compensation.round(rows, FORM, np.float32)
+    part = compensation.round(rows[:count], FORM, np.float32)
+    assert np.mean(part.codes != whole.codes[:count]) < 0.01
+
+
+@given(seeds)
+@settings(deadline=None, max_examples=30)
+def test_moved_sizes_are_those_of_inputs(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    rows, x = weights(draw), inputs(draw)
+    factors = np.exp2(draw.integers(-3, 4, 32)).astype(np.float32)
+    told = Compensation.of(moments(x), factors)
+    seen = Compensation.of(moments(x / factors))
+    np.testing.assert_array_equal(told.order, seen.order)
+    np.testing.assert_allclose(told.carried, seen.carried, atol=1e-3)
+    assert np.mean(told.round(rows, FORM, np.float32).codes != seen.round(rows, FORM, np.float32).codes) < 0.02
+
+
+@pytest.mark.parametrize("unseen", [slice(0, 16), slice(3, 5), slice(0, 32)])
+def test_inputs_that_were_always_zero_are_rounded_to_nearest(unseen: slice) -> None:
+    draw = np.random.default_rng(0)
+    rows, x = weights(draw), inputs(draw)
+    x[:, unseen] = 0
+    found = Compensation.of(moments(x)).round(rows, FORM, np.float32)
+    nearest = round_to_nearest(rows, FORM, np.float32)
+    np.testing.assert_array_equal(found.codes[:, unseen], nearest.codes[:, unseen])
+
+
+def test_rows_of_zeros_stay_zeros() -> None:
+    draw = np.random.default_rng(0)
+    rows = weights(draw)
+    rows[3] = 0
+    assert not Compensation.of(moments(inputs(draw))).round(rows, FORM, np.float16).codes[3].any()
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny model in `w4`, with statistics of text alone."""
+    folder = tmp_path_factory.mktemp("gptq")
+    (folder / "prompts.txt").write_text("What is this?\n", "utf-8")
+    asked = CalibrationConfig(gen_length=8, steps=4)
+    calibrate(tiny_bundle, folder / "seen.npz", prompts=folder / "prompts.txt", config=asked)
+    config = ExportConfig(dtype="fp32", quantize="w4", statistics=folder / "seen.npz", verify=False)
+    return export(tiny_checkpoint, folder / "bundle", config)
+
+
+def test_statistics_choose_integers_of_4_bits(exported: Bundle, tiny_checkpoint: Path) -> None:
+    """A layer that gets 8 bits is rounded to nearest all the same."""
+    assert exported.manifest.numbers == "fp32, linear layers in w4 by GPTQ"
+    geometry = exported.manifest.geometry
+    checkpoint = MigratedCheckpoint.of(
+        Checkpoint.open(tiny_checkpoint), Migration.read(exported.path, geometry.language)
+    )
+    integers = StoredIntegers(exported)
+    for linear, (_, features) in linear_layers(geometry).items():
+        rows = integers.rows(linear)
+        exact = checkpoint.read_rows(f"{linear}.weight", 0, len(rows.codes)).astype(np.float32)
+        off = np.abs(dequantized(rows) - exact).reshape(*rows.scales.shape, -1) / rows.scales[..., None]
+        if linear.startswith(LANGUAGE_LAYERS) and features == 32:
+            assert integers.rounding(linear) == "gptq"
+            assert 0.5 < off.max() < 1.001
+        else:
+            assert integers.rounding(linear) == "nearest"
+            assert off.max() < 0.501
+
+
+def test_graphs_compute_what_the_integers_stand_for(exported: Bundle, tiny_checkpoint: Path) -> None:
+    pytest.importorskip("torch")
+    from lladav.export.verify import verify
+
+    row = verify(exported.path, tiny_checkpoint).rows[0]
+    assert (row.component, row.what) == ("denoiser", "integers, in steps")
+    assert 0.5 < (row.max_abs_error or 0) <= (row.tolerance or 0) < 1.001
