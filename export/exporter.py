@@ -19,6 +19,7 @@ from lladav import __version__
 from lladav.bundle import Bundle
 from lladav.errors import CheckpointError
 from lladav.export import require
+from lladav.export.calibration_gaps import calibration_gap
 from lladav.export.checkpoint import Checkpoint
 from lladav.export.config import COMPUTE_TYPES, ExportConfig
 from lladav.export.coverage import check_coverage, linear_layers
@@ -170,18 +171,20 @@ class _Integers(NamedTuple):
 def _integers(
     config: ExportConfig, source: Checkpoint, geometry: Geometry, statistics: Statistics | None, progress: Progress
 ) -> _Integers:
-    """As asked for; where there are statistics, with what a search on them finds to be better."""
+    """As asked for, with what a search finds to be better."""
     if config.quantize is None:
         return _Integers()
     block = INT4_BLOCK if config.quantize == "w4" else None
-    rounding: RoundingName = "gptq" if config.quantize == "w4" and statistics is not None else "nearest"
     kept = matching_layers(geometry, config.keep_layers)
+    rounding: RoundingName = "gptq" if config.quantize == "w4" and statistics is not None else "nearest"
     asked = Quantization(form=config.quantize, block=block, rounding=rounding, kept=kept)
     forms = linear_forms(geometry, asked, statistics)
-    if statistics is None:
-        return _Integers(asked, forms)
-    statistics.check_geometry(geometry)
-    found = smooth(source, geometry.language, forms, statistics, progress)
+    if statistics is not None:
+        statistics.check_geometry(geometry)
+    gap = calibration_gap(statistics, geometry) if statistics is not None else None
+    if gap is not None:
+        progress.warn(f"no sizes of the language model are moved by these statistics, since {gap}")
+    found = smooth(source, geometry, forms, statistics, progress, move_language=gap is None)
     kept = tuple(name for name in linear_layers(geometry) if name in (*asked.kept, *found.too_wrong))
     better = asked.model_copy(update={"kept": kept})
     return _Integers(better, linear_forms(geometry, better, statistics, found.migration), found.migration)
