@@ -142,7 +142,8 @@ def _slowest(layers: Layers) -> Table:
 def _memory(memory: Memory) -> Table:
     table = screen.table("Memory", "", "size", "", numbers=(1,))
     for part in memory.parts:
-        table.add_row(part.name, screen.size(part.bytes), "of a file" if part.file_backed else "")
+        where = "on the GPU" if part.on_gpu else "of a file" if part.file_backed else ""
+        table.add_row(part.name, screen.size(part.bytes), where)
     table.add_section()
     table.add_row("peak of an answer", screen.size(memory.total), f"{memory.unexplained:+.1%} in no category")
     table.add_row("peak of loading", screen.size(memory.loading), "")

@@ -18,6 +18,7 @@ from lladav.runtime.gpu.device import Address, Device
 from lladav.runtime.gpu.executable import BoundPass, Executable, LayerTime, Tensor
 from lladav.runtime.gpu.memory import DeviceMemory
 from lladav.runtime.gpu.replay import Fallbacks, Replayed
+from lladav.runtime.gpu.usage import DeviceUsage
 from lladav.runtime.gpu.window import GpuDenoiser, GpuModel
 
 if TYPE_CHECKING:
@@ -62,8 +63,11 @@ class GpuBackend:
         self.sequences: int | None = sizes.batch
         self._device = device
         self._bundle = bundle
+        before, _ = device.memory()
         self._graphs = {graph: load(graph) for graph in _GRAPHS if graph in bundle.manifest.graphs}
+        self._weights = before - device.memory()[0]
         self.memory = DeviceMemory(device, self._plan(sizes))
+        self._free, _ = device.memory()
         self._fallbacks = Fallbacks()
         self._encoder: GpuTileEncoder | None = None
         self._frames: FrameReader | None = None
@@ -87,6 +91,16 @@ class GpuBackend:
     def fallbacks(self) -> tuple[str, ...]:
         """Why some passes are not captured although they should be."""
         return self._fallbacks.reasons
+
+    def usage(self) -> DeviceUsage:
+        """What of the device's memory is taken now."""
+        return DeviceUsage(
+            weights=self._weights,
+            files=sum(graph.weights for graph in self._graphs.values()),
+            plan=self.memory.plan,
+            later=self._free - self._device.memory()[0],
+            shared=self._device.shares_memory,
+        )
 
     def keep(self) -> None:
         """See `Backend`."""

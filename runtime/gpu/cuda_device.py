@@ -102,7 +102,7 @@ class CudaDevice:
         major = self._attribute(wanted.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
         minor = self._attribute(wanted.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
         self.compute_capability = f"{major}.{minor}"
-        self._shares_memory = bool(self._attribute(wanted.CU_DEVICE_ATTRIBUTE_INTEGRATED))
+        self.shares_memory = bool(self._attribute(wanted.CU_DEVICE_ATTRIBUTE_INTEGRATED))
         with ExitStack() as taken:
             self._context = self.call("cuDevicePrimaryCtxRetain", self._device)
             taken.callback(self.call, "cuDevicePrimaryCtxRelease", self._device)
@@ -126,7 +126,7 @@ class CudaDevice:
     def memory(self) -> tuple[int, int]:
         free, total = self.call("cuMemGetInfo")
         # Where CPU and GPU share memory, CUDA does not count what the kernel would give up of its file cache.
-        if self._shares_memory and (system := system_memory()) is not None:
+        if self.shares_memory and (system := system_memory()) is not None:
             free = max(free, system.available)
         return free, total
 

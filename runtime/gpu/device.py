@@ -44,12 +44,14 @@ class Device(Protocol):
         compute_capability: such as 8.7.
         stream: the raw handle, for libraries that enqueue by themselves.
         ordinal: the GPU's number as CUDA counts them, which arrays of other libraries carry.
+        shares_memory: whether CPU and GPU have one memory.
     """
 
     name: str
     compute_capability: str
     stream: int
     ordinal: int
+    shares_memory: bool
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""

@@ -200,7 +200,7 @@ def _histogram(profile: Profile, figure: Figure, tips: Tips) -> None:
 def _memory(profile: Profile, figure: Figure, tips: Tips) -> None:
     assert profile.memory is not None
     axes, parts = figure.subplots(), [part for part in profile.memory.parts if part.bytes]
-    colours = [PARTS["host"] if part.file_backed else PARTS["graph"] for part in parts]
+    colours = [PARTS["commit" if part.on_gpu else "host" if part.file_backed else "graph"] for part in parts]
     bars = axes.barh([part.name for part in parts], [part.bytes / 1e6 for part in parts], color=colours)
     for bar, part in zip(bars, parts, strict=True):
         bar.set_gid(f"memory-{part.name.replace(' ', '-')}")
@@ -208,7 +208,8 @@ def _memory(profile: Profile, figure: Figure, tips: Tips) -> None:
     axes.bar_label(bars, fmt="{:,.1f}", padding=3, fontsize=8)
     axes.invert_yaxis()
     whole = f"MB at the peak of an answer, {profile.memory.total / 1e6:,.0f} in all"
-    axes.set_xlabel(f"{whole}; violet: pages of files, which the kernel may drop")
+    on_gpu = "; green: on the GPU" if any(part.on_gpu for part in parts) else ""
+    axes.set_xlabel(f"{whole}; violet: pages of files, which the kernel may drop{on_gpu}")
     axes.margins(x=0.1)
 
 

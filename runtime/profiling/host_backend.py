@@ -10,7 +10,7 @@ from lladav.runtime.denoiser import Denoiser
 from lladav.runtime.pipeline import Pipeline
 from lladav.runtime.profiling.layers import Node, profile_layers
 from lladav.runtime.profiling.limits import Limits, buckets_of
-from lladav.runtime.profiling.memory import MemoryLedger
+from lladav.runtime.profiling.memory import DeviceMemory, MemoryLedger, nvmap
 from lladav.runtime.profiling.probe import Probe
 from lladav.runtime.profiling.record import Memory
 from lladav.runtime.profiling.workload import Asking
@@ -36,11 +36,13 @@ def limits_of(pipeline: Pipeline, asking: Asking, answer: Answer, probe: Probe |
 
 def memory_of(pipeline: Pipeline, ledger: MemoryLedger | None, notes: list[str]) -> Memory | None:
     """Memory so far, or None with a note."""
-    if ledger is None or not isinstance(pipeline.denoiser, Denoiser):
-        notes.append("memory was not measured by category: that takes a bundle loaded under it, on the CPU")
+    if ledger is None:
+        notes.append("memory was not measured by category: that takes a bundle loaded under it")
         return None
     try:
-        return ledger.account(pipeline.denoiser.buffers)
+        if isinstance(pipeline.denoiser, Denoiser):
+            return ledger.account(pipeline.denoiser.buffers)
+        return ledger.account({}, _device_memory(pipeline, notes))
     except OSError as error:
         notes.append(f"memory was not measured: {error}")
         return None
@@ -65,6 +67,14 @@ def layers_of(pipeline: Pipeline, asking: Asking, answer: Answer, notes: list[st
     except LladavError as error:
         notes.append(f"layers were not looked at: {error.what}")
         return ()
+
+
+def _device_memory(pipeline: Pipeline, notes: list[str]) -> DeviceMemory:
+    from lladav.runtime.gpu.backend import GpuBackend
+    from lladav.runtime.profiling.device_memory import device_memory
+
+    assert isinstance(pipeline.backend, GpuBackend), "there are two kinds of backend"
+    return device_memory(pipeline.backend.usage(), nvmap(), notes)
 
 
 def _engine_layers(pipeline: Pipeline, size: Size, crops: int, notes: list[str]) -> Sequence[Node]:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -83,6 +84,13 @@ def present(arrays: Iterable[np.ndarray]) -> int:
     return len(np.unique(np.concatenate(pages))) * _PAGE
 
 
+class DeviceMemory(NamedTuple):
+    """Of a GPU: parts, and bytes in all."""
+
+    parts: tuple[MemoryPart, ...]
+    total: int
+
+
 class MemoryLedger:
     """A `Tracer` that accounts for what loading and the first answers take; make it before anything is loaded.
 
@@ -129,11 +137,12 @@ class MemoryLedger:
         self._data = self._anonymous() - sum(loads)
         _forget_peak()
 
-    def account(self, buffers: Mapping[str, Sequence[np.ndarray]]) -> Memory:
+    def account(self, buffers: Mapping[str, Sequence[np.ndarray]], device: DeviceMemory | None = None) -> Memory:
         """Closes the account after some answers.
 
         Args:
             buffers: see `Denoiser.buffers`.
+            device: of the GPU, where one computes; all that passes add here is the host's work then.
 
         Raises:
             OSError: the system does not tell, now or while it listened.
@@ -153,12 +162,17 @@ class MemoryLedger:
             "existing pages of the arrays",
             "resident pages of the file",
         )
-        rows = (
+        graphs: tuple[tuple[str, int, str], ...] = (
             ("weights", sum(loads.values()), grown + " while graphs were loaded"),
             ("weights in the file", weights, mapped),
             ("activations", passes, grown + " in passes, less keys, values and logits"),
             ("prompt KV", cache, existing),
             ("canvas and logits", logits + inputs, existing),
+        )
+        if device is not None:
+            graphs, host = (), host + passes + sum(loads.values())
+        rows = (
+            *graphs,
             ("embedding table", table, mapped),
             ("tokenizer", tokenizer, grown + " while it was loaded"),
             ("host work", host, grown + " outside passes: pictures, sampling"),
@@ -169,9 +183,10 @@ class MemoryLedger:
             MemoryPart(name=name, bytes=max(0, bytes_), file_backed=name in _FILES, how=how)
             for name, bytes_, how in rows
         )
+        there = device or DeviceMemory((), 0)
         return Memory(
-            parts=tuple(parts),
-            total=total,
+            parts=(*there.parts, *parts),
+            total=total + there.total,
             loading=self._loading,
             proportional=now.proportional,
             graphics=nvmap(),

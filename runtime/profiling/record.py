@@ -196,12 +196,19 @@ class Energy(_Frozen):
 
 
 class MemoryPart(_Frozen):
-    """Resident bytes of one category; the kernel may drop those that are `file_backed` and read them again."""
+    """Bytes of one category: resident ones, or a GPU's.
+
+    Attributes:
+        file_backed: the kernel may drop them and read them again.
+        how: they were measured.
+        on_gpu: held by the GPU's driver; on a board with one memory they are beside the resident ones as well.
+    """
 
     name: str
     bytes: NonNegativeInt
     file_backed: bool
     how: str
+    on_gpu: bool = False
 
 
 class Memory(_Frozen):
@@ -209,7 +216,7 @@ class Memory(_Frozen):
 
     Attributes:
         parts: by category; each measured on its own, so that their sum may miss the total.
-        total: resident bytes at the peak of an answer, as the kernel counted them.
+        total: resident bytes at the peak of an answer, as the kernel counted them, and what a GPU's driver counted.
         loading: the same while the bundle was loaded.
         proportional: of the total as it stood at the end, with shared pages divided among those who share them.
         graphics: bytes that the GPU's driver counts for this process, where it tells.

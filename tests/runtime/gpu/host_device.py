@@ -48,6 +48,7 @@ class HostDevice:
     compute_capability = "8.7"
     stream = 0
     ordinal = 0
+    shares_memory = False
 
     def __init__(
         self,
