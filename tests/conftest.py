@@ -68,6 +68,13 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
     return export(tiny_checkpoint, tiny_checkpoint.parent / "bundle", ExportConfig(dtype="fp32", verify=False)).path
 
 
+@pytest.fixture(scope="session")
+def tiny_bundle_int8_kv(tiny_checkpoint: Path) -> Path:
+    """The same with the prompt's keys and values in int8."""
+    config = ExportConfig(dtype="fp32", prompt_kv="int8", verify=False)
+    return export(tiny_checkpoint, tiny_checkpoint.parent / "int8-kv", config).path
+
+
 @pytest.fixture
 def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A bundle to be damaged."""

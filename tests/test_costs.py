@@ -15,7 +15,7 @@ from lladav.costs import Cost, Numbers, PassName, Rates, pass_cost, weight_bytes
 from lladav.export.exporter import build_graphs
 from lladav.export.graph_form import GraphForm, linear_forms
 from lladav.geometry import Geometry, LanguageGeometry, VisionGeometry
-from lladav.manifest import Manifest, Precision, Quantization
+from lladav.manifest import Manifest, Precision, PromptKV, Quantization
 from lladav.memory_plan import Sizes
 
 COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -106,14 +106,17 @@ def test_only_the_branch_that_runs_is_counted() -> None:
     assert counted(model, {"past": 0}).operations == 0
 
 
+@pytest.mark.parametrize("prompt_kv", [None, "int8"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("graph", "precision"),
     [("denoiser", "fp32"), ("denoiser", "fp16"), ("denoiser", "bf16"), ("denoiser_cpu", "fp32")],
 )
-def test_denoiser_costs_what_its_nodes_do(graph: str, precision: Precision, form: str) -> None:
-    numbers = Numbers(precision, FORMS[form], cpu=graph == "denoiser_cpu")
-    model = graphs(GEOMETRY, precision, form)[graph]
+def test_denoiser_costs_what_its_nodes_do(
+    graph: str, precision: Precision, form: str, prompt_kv: PromptKV | None
+) -> None:
+    numbers = Numbers(precision, FORMS[form], cpu=graph == "denoiser_cpu", prompt_kv=prompt_kv)
+    model = graphs(GEOMETRY, precision, form, prompt_kv)[graph]
     for batch, prompt, canvas, rows in ((1, 20, 8, 8), (2, 33, 5, 1), (3, 1, 7, 4)):
         sizes = Sizes(batch, prompt, canvas, 0)
         window = prompt + canvas
@@ -176,9 +179,12 @@ def test_a_pass_takes_as_long_as_the_slower_of_both(cost: Cost, bandwidth: float
     assert twice.ms == pytest.approx(found.ms / 2)
 
 
-def graphs(geometry: Geometry, precision: Precision, form: str) -> dict[str, onnx.ModelProto]:
+def graphs(
+    geometry: Geometry, precision: Precision, form: str, prompt_kv: PromptKV | None = None
+) -> dict[str, onnx.ModelProto]:
     quantization = FORMS[form]
     linears = linear_forms(geometry, quantization) if quantization else {}
     if form == "w8a8":
         linears = {name: replace(one, input_range=1.0) for name, one in linears.items()}
-    return {b.name: b.model() for b in build_graphs(geometry, GraphForm(COMPUTE[precision], 2, linears))}
+    chosen = GraphForm(COMPUTE[precision], 2, linears, prompt_kv=prompt_kv)
+    return {b.name: b.model() for b in build_graphs(geometry, chosen)}

@@ -22,7 +22,9 @@ def manifest(tiny_bundle: Path) -> Manifest:
     return Manifest.read(tiny_bundle)
 
 
-def test_every_input_and_output_has_its_place(manifest: Manifest) -> None:
+@pytest.mark.parametrize("kind", ["tiny_bundle", "tiny_bundle_int8_kv"])
+def test_every_input_and_output_has_its_place(kind: str, request: pytest.FixtureRequest) -> None:
+    manifest = Manifest.read(request.getfixturevalue(kind))
     plan = plan_memory(manifest, SIZES, scratch=1000)
     found = {region.name: (region.dtype, region.shape) for region in plan.regions}
     names = {"batch": 2, "window": 160, "keys": 160, "past": 128, "kept": 128, "rows": 32, "tiles": 4}
@@ -60,6 +62,9 @@ def test_keys_and_values_are_of_the_precision(manifest: Manifest) -> None:
     values = 2 * language.layers * language.kv_heads * language.head_size * 2 * 128
     assert plan_memory(manifest, SIZES).bytes_of(PAST) == 4 * values
     assert plan_memory(manifest, SIZES, precision="bf16").bytes_of(PAST) == 2 * values
+    # A code for each, and a scale for each head of eight.
+    integers = manifest.model_copy(update={"prompt_kv": "int8"})
+    assert plan_memory(integers, SIZES, precision="bf16").bytes_of(PAST) == values + 4 * values // 8
 
 
 def test_default_sizes_are_buckets(manifest: Manifest) -> None:

@@ -100,6 +100,13 @@ def test_integers_stay_integers_and_attention_fused(demo_in: MakeBundle, form: Q
     assert all(one.node.endswith("/out_proj.weight") for one in alone["vision_encoder"])
 
 
+@pytest.mark.usefixtures("rtx")
+def test_attention_is_fused_with_an_int8_prompt(demo_in: MakeBundle, tmp_path: Path) -> None:
+    before = plans(demo_in(None), "rtx-30")["denoiser"]
+    bundle = export(DEMO, tmp_path / "bundle", ExportConfig(dtype="fp16", prompt_kv="int8", **SIZES)).path
+    assert fused_attentions(plans(bundle, "rtx-50")["denoiser"]) == fused_attentions(before) > 0
+
+
 @pytest.mark.parametrize(
     ("form", "asked", "target", "said", "cure"),
     [

@@ -27,9 +27,10 @@ def fill(window: HostWindow, prompts: list[int], canvas: int) -> np.ndarray:
     return window.canvas_start + np.arange(canvas)
 
 
-def test_refresh_writes_where_steps_read(denoiser: Denoiser) -> None:
+@pytest.mark.parametrize("kind", ["tiny_bundle", "tiny_bundle_int8_kv"])
+def test_refresh_writes_where_steps_read(kind: str, request: pytest.FixtureRequest) -> None:
     """The prompt's keys and values have one address, which the runtime never copies."""
-    window = denoiser.window([21], 6, 6, cached=True)
+    window = Denoiser(Bundle.open(request.getfixturevalue(kind)), threads=1).window([21], 6, 6, cached=True)
     writes, reads = window._refresh.arrays, window._step.arrays
     for layer in range(2):
         for part in ("key", "value"):
@@ -44,6 +45,27 @@ def test_refresh_writes_where_steps_read(denoiser: Denoiser) -> None:
     window.step(rows)
     for name, array in kept.items():
         np.testing.assert_array_equal(reads[name], array)
+
+
+def test_int8_prompt_is_a_quarter_of_float32_and_its_scales(denoiser: Denoiser, tiny_bundle_int8_kv: Path) -> None:
+    integers = Denoiser(Bundle.open(tiny_bundle_int8_kv), threads=1)
+    for each in (denoiser, integers):
+        each.window([21], 6, 6, cached=True)
+    ours, theirs = (sum(a.nbytes for a in each.buffers["prompt KV"]) for each in (integers, denoiser))
+    assert ours == theirs // 4 + theirs // 8  # heads are 8 wide
+
+
+def test_bucket_of_an_int8_prompt_decides_nothing(tiny_bundle_int8_kv: Path) -> None:
+    """Padding is rounded beside the prompt, and the prompt not by it."""
+    denoiser = Denoiser(Bundle.open(tiny_bundle_int8_kv), threads=1)
+    found = []
+    for bucket in (64, 128):
+        window = denoiser.window([21] if bucket == 64 else [21, bucket], 6, 6, cached=True)
+        rows = fill(window, [21], 6)
+        window.refresh(rows)
+        window.canvas[0] += 1
+        found.append(window.step(rows)[0].copy())
+    np.testing.assert_allclose(*found, atol=1e-5)
 
 
 def test_rows_in_any_number_and_order(denoiser: Denoiser) -> None:

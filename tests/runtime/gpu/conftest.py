@@ -50,10 +50,10 @@ def kernel_device(request: pytest.FixtureRequest) -> Iterator[Device]:
 @pytest.fixture
 def make(compiled: None, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeGpu:  # noqa: ARG001
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    bundle = Bundle.open(tiny_bundle)
 
     def load(
         *,
+        path: Path = tiny_bundle,
         batch: int = 2,
         prompt: int = 64,
         canvas: int = 64,
@@ -61,7 +61,7 @@ def make(compiled: None, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp
         bursts: bool = False,
         **options: Any,
     ) -> tuple[Pipeline, HostDevice]:
-        device = HostDevice(**options)
+        device, bundle = HostDevice(**options), Bundle.open(path)
         backend = GpuBackend(
             "host",
             device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,18 @@ def test_answers_are_the_cpus(make: MakeGpu, cpu: Pipeline, name: str, deferred:
         assert told(ours) == told(expected)
         assert ours.finish_reason == expected.finish_reason
         np.testing.assert_allclose(ours.mean_confidence, expected.mean_confidence, rtol=1e-4)
+    device.check()
+
+
+@pytest.mark.parametrize("name", ["cached", "quality", "fast", "guided, cached"])
+def test_answers_with_an_int8_prompt_are_the_cpus(make: MakeGpu, tiny_bundle_int8_kv: Path, name: str) -> None:
+    pipeline, device = make(path=tiny_bundle_int8_kv)
+    expected = Pipeline.load(tiny_bundle_int8_kv, threads=1)
+    config = GenerationConfig(gen_length=16, **CONFIGS[name])
+    for ids in (PROMPT, PROMPT[::-1]):
+        ours, theirs = (p.generate(prompt_ids=ids, config=config) for p in (pipeline, expected))
+        assert ours.passes["step"] > 0
+        assert told(ours) == told(theirs)
     device.check()
 
 
