@@ -1,4 +1,4 @@
-"""What only the CPU backend tells of itself: memory by category, limits of passes, time by layer."""
+"""What backends tell of themselves: memory by category, limits of passes, time by layer; of a GPU see `device_backend`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from lladav.errors import LladavError
 from lladav.machine import system_memory
 from lladav.runtime.denoiser import Denoiser
 from lladav.runtime.pipeline import Pipeline
+from lladav.runtime.profiling.device_backend import layers_of_engines, memory_of_device
 from lladav.runtime.profiling.layers import Node, profile_layers
 from lladav.runtime.profiling.limits import Limits, buckets_of
-from lladav.runtime.profiling.memory import DeviceMemory, MemoryLedger, nvmap
+from lladav.runtime.profiling.memory import MemoryLedger
 from lladav.runtime.profiling.probe import Probe
 from lladav.runtime.profiling.record import Memory
 from lladav.runtime.profiling.workload import Asking
@@ -42,7 +43,7 @@ def memory_of(pipeline: Pipeline, ledger: MemoryLedger | None, notes: list[str])
     try:
         if isinstance(pipeline.denoiser, Denoiser):
             return ledger.account(pipeline.denoiser.buffers)
-        return ledger.account({}, _device_memory(pipeline, notes))
+        return ledger.account({}, memory_of_device(pipeline, notes))
     except OSError as error:
         notes.append(f"memory was not measured: {error}")
         return None
@@ -53,7 +54,7 @@ def layers_of(pipeline: Pipeline, asking: Asking, answer: Answer, notes: list[st
     denoiser, manifest = pipeline.denoiser, pipeline.bundle.manifest
     crops = max(buckets_of(sum(answer.tiles), manifest.buckets.tiles), default=0)
     if not isinstance(denoiser, Denoiser):
-        return _engine_layers(pipeline, _size(pipeline, asking, answer), crops, notes)
+        return layers_of_engines(pipeline, _size(pipeline, asking, answer), crops, notes)
     needed = sum(entry.bytes for entry in manifest.files if entry.path.endswith(".weights"))
     memory = system_memory()
     if memory is not None and memory.available < 2 * needed:
@@ -67,29 +68,3 @@ def layers_of(pipeline: Pipeline, asking: Asking, answer: Answer, notes: list[st
     except LladavError as error:
         notes.append(f"layers were not looked at: {error.what}")
         return ()
-
-
-def _device_memory(pipeline: Pipeline, notes: list[str]) -> DeviceMemory:
-    from lladav.runtime.gpu.backend import GpuBackend
-    from lladav.runtime.profiling.device_memory import device_memory
-
-    assert isinstance(pipeline.backend, GpuBackend), "there are two kinds of backend"
-    return device_memory(pipeline.backend.usage(), nvmap(), notes)
-
-
-def _engine_layers(pipeline: Pipeline, size: Size, crops: int, notes: list[str]) -> Sequence[Node]:
-    from lladav.runtime.gpu.backend import GpuTileEncoder
-    from lladav.runtime.gpu.window import GpuDenoiser
-    from lladav.runtime.profiling.device_backend import device_layers
-
-    assert isinstance(pipeline.denoiser, GpuDenoiser), "there are two kinds of backend"
-    encoder = pipeline.backend.tile_encoder() if crops else None
-    assert encoder is None or isinstance(encoder, GpuTileEncoder)
-    try:
-        nodes = device_layers(pipeline.denoiser, encoder, size, crops)
-    except LladavError as error:
-        notes.append(f"layers were not looked at: {error.what}")
-        return ()
-    if not nodes:
-        notes.append(f"layers were not looked at: {pipeline.backend.name} has no profiler here")
-    return nodes

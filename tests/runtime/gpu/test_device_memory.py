@@ -66,7 +66,7 @@ def test_one_memory_for_both_is_told_by_nvmap(
     device: HostDevice, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device, "shares_memory", True)
-    monkeypatch.setattr("lladav.runtime.profiling.host_backend.nvmap", lambda: 1 << 30)
+    monkeypatch.setattr("lladav.runtime.profiling.device_backend.nvmap", lambda: 1 << 30)
     memory, notes, _ = answered(device, tiny_bundle)
     there = {part.name: part for part in memory.parts if part.on_gpu}
     assert "libraries" not in there
