@@ -87,6 +87,7 @@ def quantised_form(name: str, calibration: str | None = None) -> Form:
 FORMS = (
     Form(REFERENCE, {"dtype": "fp16"}),
     Form("fp32", {"dtype": "fp32"}),
+    Form("fp16, int8 prompt KV", {"dtype": "fp16", "prompt_kv": "int8"}),
     quantised_form("w8"),
     quantised_form("w4"),
     *(quantised_form(name, "steps and pictures") for name in ("w8", "w4", "w8a8")),
