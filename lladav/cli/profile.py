@@ -152,7 +152,6 @@ def profile(
         view=view,
         stop=() if no_stop else None,
     )
-    # Before memory is looked at, because it takes a lot of it for a moment.
     rates = measure_rates(threads, renew=probe) if backend in ("auto", "cpu") else None
     ledger = MemoryLedger(bundle)
     pipeline = _load(bundle, backend, config, threads, ledger)

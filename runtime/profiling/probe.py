@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,6 +26,7 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
 from lladav.costs import ProductForm
+from lladav.errors import BackendError
 from lladav.machine import examine
 from lladav.runtime.profiling.product_graph import plain_product
 from lladav.runtime.profiling.product_rates import ROWS, Curve, measure_products
@@ -69,14 +72,34 @@ def probe(threads: int | None = None, *, renew: bool = False) -> Probe:
     Args:
         threads: of one operator; None is all cores that this process may use.
         renew: measure even if there are rates already.
+
+    Raises:
+        BackendError: they could not be measured.
     """
     count = threads or len(os.sched_getaffinity(0))
     file = _file(count)
     if not renew and (kept := _read(file)) is not None:
         return kept
-    found = measure(count)
+    found = measure_apart(count)
     _keep(found, file)
     return found
+
+
+def measure_apart(threads: int) -> Probe:
+    """As `measure`, in a process of its own: what it allocates would stay in this one's heap, and in its peak.
+
+    Raises:
+        BackendError: that process failed.
+    """
+    program = f"from {__name__} import measure; print(measure({threads}).model_dump_json())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
+        raise BackendError(
+            f"the rates of this machine could not be measured: {said}",
+            cure="see whether there is memory for it: it takes 600 MB for a moment",
+        )
+    return Probe.model_validate_json(done.stdout)
 
 
 def measure(threads: int, seconds: float = SECONDS, clock: Callable[[], float] = perf_counter) -> Probe:

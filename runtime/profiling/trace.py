@@ -1,7 +1,8 @@
 """One or several answers as a Chrome trace, for Perfetto and chrome://tracing.
 
 Format: complete events (`ph` X) in microseconds, and metadata events that name the lanes ("Trace Event
-Format", Google, 2016).
+Format", Google, 2016). Times are whole microseconds, beginnings and ends rounded alike, and what is around others
+comes first: Perfetto drops an event that ends by a rounding later than the one around it.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ _PROCESS = 1
 
 def chrome_trace(recordings: Sequence[Recording]) -> dict[str, Any]:
     """The object that `trace.json` holds; time 0 is the beginning of the first answer."""
-    events: list[dict[str, Any]] = [_name("process_name", 0, "lladav")]
+    named: list[dict[str, Any]] = [_name("process_name", 0, "lladav")]
     for lane in LANES:
-        events.append(_name("thread_name", LANES.index(lane), lane))
-        events.append({**_name("thread_sort_index", LANES.index(lane), ""), "args": {"sort_index": LANES.index(lane)}})
+        named.append(_name("thread_name", LANES.index(lane), lane))
+        named.append({**_name("thread_sort_index", LANES.index(lane), ""), "args": {"sort_index": LANES.index(lane)}})
+    events: list[dict[str, Any]] = []
     origin = recordings[0].began
     for number, one in enumerate(recordings):
         events.append(_event(Span("answer", one.began, one.ended, None), origin, {"answer": number}))
@@ -43,7 +45,8 @@ def chrome_trace(recordings: Sequence[Recording]) -> dict[str, Any]:
                 events.append(
                     _event(Span(event.kind, step.ended - event.graph_ms / 1e3, step.ended, None), origin, facts)
                 )
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
+    events.sort(key=lambda event: (event["ts"], -event["dur"]))
+    return {"traceEvents": named + events, "displayTimeUnit": "ms"}
 
 
 def _name(what: str, lane: int, name: str) -> dict[str, Any]:
@@ -51,13 +54,14 @@ def _name(what: str, lane: int, name: str) -> dict[str, Any]:
 
 
 def _event(span: Span, origin: float, facts: dict[str, Any]) -> dict[str, Any]:
+    began, ended = (round((instant - origin) * 1e6) for instant in (span.began, span.ended))
     return {
         "ph": "X",
         "name": span.name,
         "cat": "lladav",
         "pid": _PROCESS,
         "tid": LANES.index(_LANE_OF.get(span.name, "host")),
-        "ts": (span.began - origin) * 1e6,
-        "dur": span.ms * 1e3,
+        "ts": began,
+        "dur": ended - began,
         "args": facts,
     }

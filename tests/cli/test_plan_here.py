@@ -32,7 +32,7 @@ def probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         asked.append(threads)
         return even_rates(threads=threads)
 
-    monkeypatch.setattr(probing, "measure", measure)
+    monkeypatch.setattr(probing, "measure_apart", measure)
     monkeypatch.setattr(probing.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
     return asked
 

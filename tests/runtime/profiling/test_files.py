@@ -101,6 +101,27 @@ def test_the_trace_has_six_lanes_whose_events_do_not_cross(measured: Measured) -
         assert all(a[1] <= b[0] for a, b in pairwise(ordered))
 
 
+def test_the_trace_keeps_the_formats_rules(measured: Measured) -> None:
+    """Those of the Trace Event Format, and those that Perfetto adds for complete events."""
+    written = json.loads(json.dumps(chrome_trace(measured.recordings), allow_nan=False))
+    named = [event for event in written["traceEvents"] if event["ph"] == "M"]
+    complete = [event for event in written["traceEvents"] if event["ph"] == "X"]
+    assert written["traceEvents"] == named + complete
+    assert {event["name"] for event in named} == {"process_name", "thread_name", "thread_sort_index"}
+    assert [event["args"]["sort_index"] for event in named if "sort_index" in event["args"]] == list(range(len(LANES)))
+    around: dict[int, list[int]] = defaultdict(list)
+    before = 0
+    for event in complete:
+        assert {type(event[key]) for key in ("ts", "dur", "pid", "tid")} == {int}
+        assert event["ts"] >= before
+        assert event["dur"] >= 0
+        before, ends, open_ends = event["ts"], event["ts"] + event["dur"], around[event["tid"]]
+        while open_ends and open_ends[-1] <= event["ts"]:
+            open_ends.pop()
+        assert not open_ends or ends <= open_ends[-1]
+        open_ends.append(ends)
+
+
 class _Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -11,12 +12,13 @@ from machine_rates import even_rates
 
 from lladav.bundle import Bundle
 from lladav.costs import Numbers, PassName, ProductForm, Roofline, handed_on, pass_cost
+from lladav.errors import BackendError
 from lladav.manifest import Quantization
 from lladav.memory_plan import Sizes
 from lladav.runtime.profiling import probe as probing
 from lladav.runtime.profiling import product_rates
 from lladav.runtime.profiling.prediction import PredictedPass, predict_here
-from lladav.runtime.profiling.probe import Probe, measure, probe
+from lladav.runtime.profiling.probe import Probe, measure, measure_apart, probe
 from lladav.runtime.profiling.product_rates import RatePoint
 from lladav.runtime.profiling.roofline import held_up_by, predicted_ms, roofline
 
@@ -38,7 +40,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         asked.append(threads)
         return RATES.model_copy(update={"threads": threads, "bandwidth": 1e9 * len(asked)})
 
-    monkeypatch.setattr(probing, "measure", instead)
+    monkeypatch.setattr(probing, "measure_apart", instead)
     return asked
 
 
@@ -55,6 +57,17 @@ def test_rates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     for form, curve in found.products.items():
         assert [point.rows for point in curve] == list(product_rates.ROWS)
         assert found.highest(form) >= max(point.operations for point in curve) > 1e6
+
+
+def test_a_process_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing.sys, "executable", shutil.which("false"))
+    with pytest.raises(BackendError, match="exit code 1"):
+        measure_apart(1)
+
+
+@pytest.mark.slow
+def test_rates_are_measured_in_a_process_of_its_own() -> None:
+    assert measure_apart(1).threads == 1
 
 
 def test_rates_are_kept(cache: Path, measured: list[int]) -> None:
