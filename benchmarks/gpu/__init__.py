@@ -12,6 +12,8 @@
 | `prepare` | how long the real geometry takes to make | the `export` extra, 34 GB of disk |
 | `steps` | ms per pass beside the roofline, graph on and off | as `caption`; PyTorch, for the rate of products |
 | `caption` | a 128-token caption of a picture, preset `fast` | a backend, what `prepare` made |
+| `profile` | what `lladav profile` says: layers and memory | a backend, the `export` extra |
+| `forms` | passes in w8, w8a8 and w4 beside fp16, in pairs | a backend, the `export` extra, 100 GB of disk |
 | `authors` | the authors' loop, eager and compiled | what `prepare` made; PyTorch for CUDA |
 | `soak` | memory and logits over 10,000 steps | a backend |
 

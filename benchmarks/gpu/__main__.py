@@ -60,6 +60,20 @@ def _caption(rig: Rig, options: argparse.Namespace) -> Finding:
     return caption.caption(rig, bundles.full_size(options.work, options.layers), length=128, rounds=3)
 
 
+def _profile(rig: Rig, options: argparse.Namespace) -> Finding:
+    from benchmarks.gpu import bundles, profiles
+
+    bundle = bundles.full_size(options.work, options.layers) if options.full_size else bundles.demo(options.work)
+    return profiles.profiles(rig, bundle, options.output, length=64, runs=10)
+
+
+def _forms(rig: Rig, options: argparse.Namespace) -> Finding:
+    from benchmarks.gpu import bundles, forms
+
+    made = bundles.full_size_forms(options.work, options.layers)
+    return forms.forms(rig, made, options.prompts, options.canvases, options.passes, rounds=5)
+
+
 def _authors(_: Rig, options: argparse.Namespace) -> Finding:
     from benchmarks.gpu import authors_loop, bundles, roofline, steps
 
@@ -84,6 +98,8 @@ CHECKS: dict[str, Check] = {
     "prepare": _prepare,
     "steps": _steps,
     "caption": _caption,
+    "profile": _profile,
+    "forms": _forms,
     "authors": _authors,
     "soak": _soak,
 }
@@ -118,7 +134,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--canvases", type=numbers, default=(32, 64, 128), help="canvas positions; soak takes the first")
     made.add_argument("--passes", type=at_least_two, default=16, help="of each answer that `steps` measures")
     made.add_argument("--steps", type=at_least_two, default=10_000, help="of the soak")
-    made.add_argument("--full-size", action="store_true", help="soak the real geometry, not the demo checkpoint")
+    made.add_argument(
+        "--full-size", action="store_true", help="soak and profile the real geometry, not the demo checkpoint"
+    )
     return made
 
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
+from typing import Any, get_args
+
+import numpy as np
 
 from benchmarks import make_full_size
 from benchmarks.gpu.finding import CannotRunError, Finding, Table
 from lladav.bundle import Bundle
+from lladav.manifest import QuantizedForm
 
+FORMS: tuple[QuantizedForm, ...] = get_args(QuantizedForm)
 DEMO = Path(__file__).resolve().parents[1] / "demo_checkpoint" / "checkpoint"
+
+_ROWS = 128
+"""Of prompt and canvas, in the pass that ranges are taken from."""
 
 
 def demo(work: Path) -> Bundle:
@@ -26,19 +36,64 @@ def full_size(work: Path, layers: int) -> Bundle:
     """
     folder = work / f"full-size-{layers}"
     if not folder.exists():
-        checkpoint = work / f"checkpoint-{layers}"
-        needed = 2 * make_full_size.total_bytes(make_full_size.real_geometry(layers, make_full_size.VISION_LAYERS))
-        work.mkdir(parents=True, exist_ok=True)
-        if (free := shutil.disk_usage(work).free) < needed:
-            raise CannotRunError(
-                f"checkpoint and bundle take {needed / 1e9:.0f} GB, {free / 1e9:.0f} are free in {work}"
-            )
-        shutil.rmtree(checkpoint, ignore_errors=True)  # of a command that was ended
-        checkpoint.mkdir()
-        make_full_size.write_checkpoint(checkpoint, layers, make_full_size.VISION_LAYERS, lambda _: None)
-        _exported(checkpoint, folder)
-        shutil.rmtree(checkpoint)
+        with _random_checkpoint(work, layers) as checkpoint:
+            _exported(checkpoint, folder)
     return Bundle.open(folder)
+
+
+def full_size_forms(work: Path, layers: int) -> dict[str, Bundle]:
+    """The same weights in fp16 and in every form of integers, by name.
+
+    Raises:
+        CannotRunError: the disk has no room for them.
+    """
+    made = {"fp16": full_size(work, layers)}
+    folders = {form: work / f"full-size-{layers}-{form}" for form in FORMS}
+    if not all(folder.exists() for folder in folders.values()):
+        with _random_checkpoint(work, layers) as checkpoint:
+            export_forms(checkpoint, made["fp16"], folders)
+    return made | {form: Bundle.open(folder) for form, folder in folders.items()}
+
+
+def export_forms(checkpoint: Path, plain: Bundle, folders: dict[QuantizedForm, Path]) -> None:
+    """Exports the forms that are not there yet; inputs are rounded to the range that a pass over noise had."""
+    seen = plain.path.with_name(f"{plain.path.name}.npz")
+    for form, folder in folders.items():
+        if form == "w8a8" and not folder.exists():
+            _calibrate(plain, seen)
+        _exported(checkpoint, folder, quantize=form, statistics=seen if form == "w8a8" else None)
+
+
+def _calibrate(plain: Bundle, output: Path) -> None:
+    try:
+        from lladav.calib import calibrate
+        from lladav.calib.passes import refresh_inputs
+    except ImportError as error:
+        raise CannotRunError(f"calibrating needs the extra `export`: {error}") from error
+    embeds = np.random.default_rng(0).normal(0, 0.02, (_ROWS, plain.manifest.geometry.language.hidden_size))
+    prompt, canvas = np.split(embeds.astype(np.float32), 2)
+    inputs = output.with_suffix(".inputs.npz")
+    np.savez(inputs, **refresh_inputs(plain.manifest, prompt, canvas, np.arange(len(canvas))))
+    calibrate(plain.path, output, inputs=[inputs], force=True)
+
+
+@contextmanager
+def _random_checkpoint(work: Path, layers: int) -> Iterator[Path]:
+    """LLaDA-V's geometry with random weights, the same every time, for as long as it is needed.
+
+    Raises:
+        CannotRunError: the disk has no room for it and a bundle.
+    """
+    checkpoint = work / f"checkpoint-{layers}"
+    needed = 2 * make_full_size.total_bytes(make_full_size.real_geometry(layers, make_full_size.VISION_LAYERS))
+    work.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(work).free) < needed:
+        raise CannotRunError(f"checkpoint and bundle take {needed / 1e9:.0f} GB, {free / 1e9:.0f} are free in {work}")
+    shutil.rmtree(checkpoint, ignore_errors=True)  # of a command that was ended
+    checkpoint.mkdir()
+    make_full_size.write_checkpoint(checkpoint, layers, make_full_size.VISION_LAYERS, lambda _: None)
+    yield checkpoint
+    shutil.rmtree(checkpoint)
 
 
 def prepare(work: Path, layers: int) -> Finding:
@@ -53,11 +108,11 @@ def prepare(work: Path, layers: int) -> Finding:
     return Finding(figures, (Table("Bundles in fp16", ("bundle", "GB", "seconds to make"), tuple(rows)),))
 
 
-def _exported(checkpoint: Path, folder: Path) -> Bundle:
+def _exported(checkpoint: Path, folder: Path, **options: Any) -> Bundle:
     if not folder.exists():
         try:
             from lladav.export import ExportConfig, export
         except ImportError as error:
             raise CannotRunError(f"exporting needs the extra `export`: {error}") from error
-        export(checkpoint, folder, ExportConfig(dtype="fp16", verify=False))
+        export(checkpoint, folder, ExportConfig(dtype="fp16", verify=False, **options))
     return Bundle.open(folder)

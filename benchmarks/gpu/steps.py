@@ -93,25 +93,29 @@ def steps(rig: Rig, bundle: Bundle, prompts: Sequence[int], canvases: Sequence[i
 
 def measure_size(rig: Rig, pipeline: Pipeline, prompt: int, canvas: int, count: int) -> Measured:
     """One prompt and canvas, whose answer takes `count` passes."""
-    ids = np.random.default_rng(0).integers(0, pipeline.bundle.manifest.tokens.mask, prompt)
-    rows = pipeline.table.gather(ids)
-
-    def request(interval: int) -> Request:
-        options = {"preset": "exact", "gen_length": canvas, "block_length": canvas, "steps": count}
-        return request_of(rows, GenerationConfig(**options, refresh_interval=interval))
-
-    refresh_ms = _in_the_loop(pipeline, request(1), "refresh")
-    step_ms = _in_the_loop(pipeline, request(0), "step")
-    alone_ms = _alone(rig, pipeline, request(0), count)
+    refreshes, stepping = (question(pipeline, prompt, canvas, count, interval) for interval in (1, 0))
+    refresh_ms = _in_the_loop(pipeline, refreshes, "refresh")
+    step_ms = _in_the_loop(pipeline, stepping, "step")
+    alone_ms = _alone(rig, pipeline, stepping, count)
     return Measured(refresh_ms, step_ms, alone_ms, 1e3 * (step_ms - alone_ms), pipeline.backend.fallbacks)
 
 
+def question(pipeline: Pipeline, prompt: int, canvas: int, count: int, interval: int) -> Request:
+    """A prompt that says nothing, whose answer takes `count` passes and a refresh every `interval`; 0 is the first."""
+    ids = np.random.default_rng(0).integers(0, pipeline.bundle.manifest.tokens.mask, prompt)
+    options = {"preset": "exact", "gen_length": canvas, "block_length": canvas, "steps": count}
+    return request_of(pipeline.table.gather(ids), GenerationConfig(**options, refresh_interval=interval))
+
+
+def answered(pipeline: Pipeline, request: Request, kind: PassKind) -> float:
+    """Milliseconds of a pass in an answer, the first left out; median."""
+    loop = pipeline.denoiser.loop(pipeline.bundle.manifest.tokens, request, PassTimes())
+    return median(event.ms for (event,) in loop if event is not None and event.step and event.kind == kind)
+
+
 def _in_the_loop(pipeline: Pipeline, request: Request, kind: PassKind) -> float:
-    tokens = pipeline.bundle.manifest.tokens
-    for _ in range(2):  # the first answer warms up and captures
-        loop = pipeline.denoiser.loop(tokens, request, PassTimes())
-        times = [event.ms for (event,) in loop if event is not None and event.step and event.kind == kind]
-    return median(times)
+    answered(pipeline, request, kind)  # warms up and captures
+    return answered(pipeline, request, kind)
 
 
 def _alone(rig: Rig, pipeline: Pipeline, request: Request, count: int) -> float:

@@ -1,4 +1,7 @@
-"""What backends tell of themselves: memory by category, limits of passes, time by layer; of a GPU see `device_backend`."""
+"""What backends tell of themselves: memory by category, limits of passes, time by layer.
+
+A GPU's are in `device_backend`.
+"""
 
 from __future__ import annotations
 

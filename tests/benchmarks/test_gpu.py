@@ -12,7 +12,20 @@ import pytest
 from host_device import HostDevice
 from host_executable import HostExecutable
 
-from benchmarks.gpu import authors_loop, bundles, caption, goldens, kernels, look, roofline, rtx_loads, soak, steps
+from benchmarks.gpu import (
+    authors_loop,
+    bundles,
+    caption,
+    forms,
+    goldens,
+    kernels,
+    look,
+    profiles,
+    roofline,
+    rtx_loads,
+    soak,
+    steps,
+)
 from benchmarks.gpu.__main__ import CHECKS, main, parser, run
 from benchmarks.gpu.finding import CannotRunError, Finding, Table, verdict, write
 from benchmarks.gpu.rig import Rig, each_backend
@@ -26,6 +39,7 @@ from lladav.runtime.gpu.executable import Executable
 
 if TYPE_CHECKING:
     from benchmarks.golden import GoldenSet
+    from lladav.runtime import Pipeline
 
 
 class Host(Rig):
@@ -219,6 +233,56 @@ def test_caption(rig: Rig, bundle: Bundle) -> None:
     assert own["tokens"] == 8
     assert own["passes"]["refresh"] == 1
     assert own["timings_ms"]["vision_encoder"] > 0, "every picture is new"
+
+
+def test_profile(rig: Rig, bundle: Bundle, tmp_path: Path) -> None:
+    found = profiles.profiles(rig, bundle, tmp_path, length=8, runs=2)
+    own = found.figures["backends"]["host"]
+    assert own["layers"].keys() == {"refresh", "step", "vision_encoder", "connector"}
+    assert all(share > 0 for share in own["layers"].values())
+    assert {"weights", "prompt KV", "activations", "vision", "host data"} <= own["memory"].keys()
+    assert own["unexplained"] is not None
+    assert {"profile.json", "layers.json"} <= {file.name for file in (tmp_path / "profile-host").iterdir()}
+    assert "refresh " in found.tables[0].rows[0][1]
+
+
+def test_forms_are_measured_in_pairs(rig: Rig, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[int] = []
+    measured = forms.answered
+
+    def answered(pipeline: Pipeline, *arguments: Any) -> float:
+        order.append(id(pipeline))
+        return measured(pipeline, *arguments)
+
+    monkeypatch.setattr(forms, "answered", answered)
+    free = rig.device.memory()
+    found = forms.forms(rig, {"fp16": bundle, "w8": bundle}, prompts=(40,), canvases=(8,), count=6, rounds=2)
+    assert rig.device.memory() == free
+    own = found.figures["backends"]["host"]["w8"]
+    assert own.keys() == {"refresh, 40+8", "step, 40+8"}
+    assert all(len(pairs["ms"]) == len(pairs["plain_ms"]) == 2 for pairs in own.values())
+    plain, integers = order[:2]
+    assert order == 6 * [plain, integers]
+    assert plain != integers
+
+
+def test_table_of_forms_says_what_is_slower() -> None:
+    fast, slow = forms.Pairs((3.0, 4.0, 9.0), (1.0, 2.0, 3.0)), forms.Pairs((1.0, 1.0), (2.0, 2.0))
+    rows = forms.table({"tensorrt": {"w8": {"step, 900+32": fast, "refresh, 900+32": slow}, "w4": "no\nroom"}}).rows
+    assert rows[0] == ("tensorrt", "w8", "step, 900 + 32", "4.00", "2.00", "3.00")
+    assert rows[1][-1] == "**0.50, slower**"
+    assert rows[2] == ("tensorrt", "w4", "does not load", "", "", "no room")
+
+
+def test_every_form_is_made_of_one_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    plain = bundles._exported(tiny_checkpoint, tmp_path / "fp16")
+    folders = {form: tmp_path / form for form in bundles.FORMS}
+    bundles.export_forms(tiny_checkpoint, plain, folders)
+    made = {form: Bundle.open(folder).manifest for form, folder in folders.items()}
+    assert {form: found.quantization and found.quantization.form for form, found in made.items()} == {
+        form: form for form in ("w8", "w4", "w8a8")
+    }
+    assert {found.checkpoint for found in made.values()} == {plain.manifest.checkpoint}
 
 
 def test_soak(rig: Rig, bundle: Bundle) -> None:
