@@ -16,16 +16,16 @@ from lladav.export.checkpoint import Checkpoint
 from lladav.export.gelu import through_gelu
 from lladav.export.linear_sample import InputSizes
 
-Sums = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
 
 CONNECTOR = "model.mm_projector"
 
 
 class Spread(NamedTuple):
-    """A distribution per channel: `[channels]` float64 means and standard deviations."""
+    """A distribution per channel: `[channels]` float32 means and standard deviations."""
 
-    mean: Sums
-    deviation: Sums
+    mean: Floats
+    deviation: Floats
 
 
 def behind_gelu(linear: str) -> str | None:
@@ -43,18 +43,22 @@ class ExpectedInputs:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
+        self._outputs: dict[str, Spread] = {}
 
     def sizes(self, linear: str) -> InputSizes:
         """Of a layer's input. What a LayerNorm gives never exceeds `largest`; others hardly ever do."""
         mean, deviation = self._inputs(linear)
-        largest = np.abs(mean) + np.sqrt(len(mean)) * deviation
-        return InputSizes(np.square(mean) + np.square(deviation), largest.astype(np.float32))
+        power = np.square(mean, dtype=np.float64) + np.square(deviation, dtype=np.float64)
+        return InputSizes(power, np.abs(mean) + np.sqrt(np.float32(len(mean))) * deviation)
 
     def outputs(self, linear: str) -> Spread:
         """Of a layer, bias included."""
-        mean, deviation = self._inputs(linear)
-        weights = self._read(f"{linear}.weight")
-        return Spread(weights @ mean + self._read(f"{linear}.bias"), np.sqrt(np.square(weights) @ np.square(deviation)))
+        if linear not in self._outputs:
+            mean, deviation = self._inputs(linear)
+            weights, bias = self._read(f"{linear}.weight"), self._read(f"{linear}.bias")
+            spread = np.sqrt(np.square(weights) @ np.square(deviation))
+            self._outputs[linear] = Spread(weights @ mean + bias, spread)
+        return self._outputs[linear]
 
     def _inputs(self, linear: str) -> Spread:
         block, _, part = linear.rpartition(".")
@@ -67,15 +71,15 @@ class ExpectedInputs:
             return self.outputs(f"{block}.v_proj")
         if linear == f"{CONNECTOR}.0":
             channels = self._checkpoint.tensors[f"{linear}.weight"].shape[1]
-            return Spread(np.zeros(channels), np.ones(channels))
+            return Spread(np.zeros(channels, np.float32), np.ones(channels, np.float32))
         first = f"{CONNECTOR}.0" if block == CONNECTOR else f"{block}.fc1"
-        power = through_gelu(*self.outputs(first)).power
-        return Spread(np.zeros_like(power), np.sqrt(power))
+        size = np.sqrt(through_gelu(*self.outputs(first)).power).astype(np.float32)
+        return Spread(np.zeros_like(size), size)
 
     def _normed(self, norm: str) -> Spread:
         return Spread(self._read(f"{norm}.bias"), np.abs(self._read(f"{norm}.weight")))
 
-    def _read(self, tensor: str) -> Sums:
+    def _read(self, tensor: str) -> Floats:
         rows = self._checkpoint.tensors[tensor].shape[0]
-        values: Sums = self._checkpoint.read_rows(tensor, 0, rows).astype(np.float64)
+        values: Floats = self._checkpoint.read_rows(tensor, 0, rows).astype(np.float32)
         return values

@@ -32,7 +32,7 @@ class Passed(NamedTuple):
     slope: Sums
 
 
-def through_gelu(mean: Sums, deviation: Sums) -> Passed:
+def through_gelu(mean: npt.NDArray[np.floating], deviation: npt.NDArray[np.floating]) -> Passed:
     """Of normal values.
 
     Args:
@@ -45,7 +45,7 @@ def through_gelu(mean: Sums, deviation: Sums) -> Passed:
     return Passed(np.square(x * (1 + tanh) / 2) @ _SHARES, np.square(slope) @ _SHARES)
 
 
-def mean_before_gelu(deviation: Sums, power: Sums) -> Sums:
+def mean_before_gelu(deviation: npt.NDArray[np.floating], power: Sums) -> Sums:
     """Means of normal values `[features]` that leave GELU with this power.
 
     Args:
