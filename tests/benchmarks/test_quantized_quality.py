@@ -26,8 +26,8 @@ def test_accuracy_is_against_the_first_form() -> None:
     worse = ["wrong", "wrong", *answers[2:]]
     found = {
         FORMS[0]: measured(answers),
-        quantised_form("w8", keep=()): measured(worse),
-        quantised_form("w4", keep=()): measured(worse),
+        quantised_form("w8"): measured(worse),
+        quantised_form("w4"): measured(worse),
     }
     table = Table(found, [*answers[:-1], "unknown"])
     assert "0.20 points against fp16; at most 0.3 are allowed" in next(table.gates())
@@ -39,7 +39,7 @@ def test_accuracy_is_against_the_first_form() -> None:
 
 def test_a_gate_can_break() -> None:
     answers = ["right"] * 100
-    found = {FORMS[0]: measured(answers), quantised_form("w8", keep=()): measured(["wrong", *answers[1:]])}
+    found = {FORMS[0]: measured(answers), quantised_form("w8"): measured(["wrong", *answers[1:]])}
     assert next(Table(found, answers).gates()).endswith("**broken**.")
 
 
