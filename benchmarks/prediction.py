@@ -46,6 +46,7 @@ def measure_model(checkpoint: Path, work: Path) -> dict[str, Any]:
             found[f"{name}, canvas {canvas}"] = [
                 {"prompt": row.prompt, "refresh": row.refresh.to_json(), "step": row.step.to_json()} for row in rows
             ]
+        print(name, [f"{row['step']['error']:+.0%}" for row in found[f"{name}, canvas {canvas}"]], flush=True)
     return {"rates": rates.model_dump(), "passes": found}
 
 

@@ -1,5 +1,8 @@
 """What presets, refresh intervals and selectors keep of the answers, and what they save.
 
+    python -m benchmarks.quality --bundle BUNDLE --data NODE_MODULES --cache CACHE \\
+        --page docs/quality.md --json docs/quality.json --picture docs/quality.png
+
 Asks the demo checkpoint the same questions about held-out drawings under every setting and
 compares the answers with the right ones. Accuracy is an exact match of the whole answer.
 """
@@ -20,6 +23,7 @@ from PIL import Image
 from benchmarks.demo_checkpoint import questions
 from benchmarks.demo_checkpoint.drawings import Style, Thing, load_style, load_things, paste
 from benchmarks.parity import replaced
+from benchmarks.quality_picture import draw
 from benchmarks.repetition import repetition
 from lladav.runtime import Answer, GenerationConfig, Pipeline
 from lladav.runtime.presets import PRESETS
@@ -60,6 +64,7 @@ class Measured:
         refreshes: of which over prompt and canvas.
         tokens_per_pass: tokens up to the end of the answer, its end included, over passes.
         ms: mean milliseconds of denoising per answer.
+        answer_ms: of the whole answer, its picture included.
         arr: see `repetition`, as the next two.
         srr: share of answers.
         seq_rep: for n = 2, 3, 4.
@@ -72,6 +77,7 @@ class Measured:
     refreshes: float
     tokens_per_pass: float
     ms: float
+    answer_ms: float
     arr: float
     srr: float
     seq_rep: tuple[float, float, float]
@@ -117,6 +123,7 @@ def measure(pipe: Pipeline, cases: Sequence[Case], config: GenerationConfig) -> 
         refreshes=float(np.mean([answer.passes["refresh"] for answer in answers])),
         tokens_per_pass=sum(map(_length, answers)) / int(passes.sum()),
         ms=float(np.mean([answer.timings_ms["denoise"] for answer in answers])),
+        answer_ms=float(np.mean([answer.timings_ms["total"] for answer in answers])),
         arr=arr,
         srr=srr,
         seq_rep=seq_rep,
@@ -154,14 +161,15 @@ def table(results: dict[str, Measured]) -> str:
     exact = next(iter(results.values())).right
     lines = [
         "| setting | right | against the first, points | passes (of which refreshes) | tokens per pass "
-        "| denoising ms | image tokens | ARR | SRR | seq-rep-2 / 3 / 4 |",
-        "|---" * 10 + "|",
+        "| denoising ms | answer ms | image tokens | ARR | SRR | seq-rep-2 / 3 / 4 |",
+        "|---" * 11 + "|",
     ]
     for name, m in results.items():
         reps = " / ".join(f"{share:.3f}" for share in m.seq_rep)
         lines.append(
             f"| {name} | {m.right:.3f} | {100 * (m.right - exact):+.1f} | {m.nfe:.1f} ({m.refreshes:.1f}) "
-            f"| {m.tokens_per_pass:.2f} | {m.ms:.1f} | {m.image_tokens:.0f} | {m.arr:.3f} | {m.srr:.3f} | {reps} |"
+            f"| {m.tokens_per_pass:.2f} | {m.ms:.1f} | {m.answer_ms:.1f} | {m.image_tokens:.0f} "
+            f"| {m.arr:.3f} | {m.srr:.3f} | {reps} |"
         )
     return "\n".join(lines)
 
@@ -193,19 +201,21 @@ def gates(results: dict[str, Measured]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True, help="the demo checkpoint's, in fp32")
     parser.add_argument("--data", type=Path, required=True, help="the node_modules folder")
     parser.add_argument("--cache", type=Path, required=True, help="folder for rendered drawings")
-    parser.add_argument("--out", type=Path, required=True, help="Markdown page whose section is replaced")
+    parser.add_argument("--page", type=Path, help="Markdown page whose section is replaced")
     parser.add_argument("--json", type=Path, help="the figures")
+    parser.add_argument("--picture", type=Path, help="PNG of quality against time; needs matplotlib")
     parser.add_argument("--count", type=int, default=600, help="questions per style for the presets")
     parser.add_argument("--grid-count", type=int, default=200, help="questions per style for the grid")
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     things = load_things(args.data)
     styles = [load_style(args.data, name, args.cache) for name in ("twemoji", "openmoji")]
-    pipe = Pipeline.load(args.bundle, args.threads, feature_cache_bytes=4 << 30)
+    # Every answer shall take as long as a robot's, whose next picture is another one.
+    pipe = Pipeline.load(args.bundle, args.threads, feature_cache_bytes=0)
 
     def run(configs: dict[str, GenerationConfig], cases: Sequence[Case]) -> dict[str, Measured]:
         results = {}
@@ -219,8 +229,8 @@ def main() -> None:
     parts = [
         f"Written by `benchmarks/quality.py`: questions about held-out drawings (twemoji, openmoji), {len(cases)} for "
         f"the presets and {len(fewer)} for the grid, canvas of {pipe.bundle.manifest.generation.gen_length} tokens. "
-        "Right is an exact match of the whole answer. The demo checkpoint is a toy; what holds for it need not hold "
-        "for LLaDA-V.",
+        "Right is an exact match of the whole answer; times are means, with pictures that are new in every answer. The "
+        "demo checkpoint is a toy; what holds for it need not hold for LLaDA-V.",
         "## Gates",
         "\n".join(gates(of_presets)),
         "## Presets",
@@ -230,11 +240,14 @@ def main() -> None:
         "## Refresh interval and selector",
         table(of_grid),
     ]
-    page = args.out.read_text("utf-8")
-    args.out.write_text(replaced(page, "presets", iter(["\n\n".join(parts)])), "utf-8")
+    figures = {name: asdict(measured) for name, measured in (of_presets | of_grid).items()}
+    if args.page:
+        page = args.page.read_text("utf-8")
+        args.page.write_text(replaced(page, "presets", iter(["\n\n".join(parts)])), "utf-8")
     if args.json:
-        figures = {name: asdict(measured) for name, measured in (of_presets | of_grid).items()}
         args.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+    if args.picture:
+        draw(figures, len(cases), args.picture)
 
 
 if __name__ == "__main__":

@@ -111,14 +111,14 @@ def _with_rest(table: Table, profile: Profile) -> Table:
 
 
 def _passes(profile: Profile) -> Table:
-    columns = ("pass", "p50 ms", "predicted ms", "moves", "operations", "limit ms", "of the limit", "bound by")
-    table = screen.table("Passes against this machine's limit", *columns, numbers=tuple(range(1, 7)))
+    columns = ("pass", "p50", "predicted", "limit", "of it", "moves", "operations", "bound by")
+    table = screen.table("Passes against this machine's limit, milliseconds", *columns, numbers=tuple(range(1, 7)))
     for name, found in profile.passes.items():
         cells = [""] * 6
         if (limit := found.limit) is not None:
             moves, operations = screen.size(limit.bytes), f"{limit.operations / 1e9:,.2f} G"
             predicted = "" if limit.predicted_ms is None else f"{limit.predicted_ms:,.2f}"
-            cells = [predicted, moves, operations, f"{limit.ms:,.2f}", f"{limit.share:.0%}", limit.bound]
+            cells = [predicted, f"{limit.ms:,.2f}", f"{limit.share:.0%}", moves, operations, limit.bound]
         table.add_row(name.replace("_", " "), f"{found.ms.p50:,.2f}", *cells)
     return table
 

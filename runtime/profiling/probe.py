@@ -97,7 +97,7 @@ def measure_apart(threads: int) -> Probe:
         said = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
         raise BackendError(
             f"the rates of this machine could not be measured: {said}",
-            cure="see whether there is memory for it: it takes 600 MB for a moment",
+            cure="see whether there is memory for it: it takes 900 MB for a moment",
         )
     return Probe.model_validate_json(done.stdout)
 
