@@ -204,10 +204,13 @@ def _check_pair(reference: Bundle, quantised: Bundle) -> None:
 
 def _notes(reference: Manifest, quantised: Manifest) -> tuple[str, ...]:
     one, other = (_COARSENESS.index(m.quantization.form if m.quantization else None) for m in (reference, quantised))
-    if not one:
-        return ()
-    coarser = "more coarsely than" if one > other else "as coarsely as" if one == other else "too, though finer than"
-    return (f"the reference is quantised {coarser} the other bundle: differences are errors of both",)
+    notes = []
+    if one:
+        coarser = "more coarsely than" if one > other else "as coarsely as" if one == other else "too, but finer than"
+        notes.append(f"the reference is quantised {coarser} the other bundle: differences are errors of both")
+    if quantised.quantization and (kept := quantised.quantization.kept):
+        notes.append(f"{len(kept)} linear layers are no integers: {', '.join(kept)}")
+    return tuple(notes)
 
 
 def _compare_answers(

@@ -74,6 +74,8 @@ def _model(found: Inspection) -> Table:
     parts = ", ".join(f"{name.replace('_', ' ')} {_count(n)}" for name, n in found.parameters.items())
     table.add_row("parameters", f"{_count(total)} ({parts})")
     table.add_row("precision", found.manifest.numbers)
+    if found.manifest.quantization and (kept := found.manifest.quantization.kept):
+        table.add_row("no integers", f"{len(kept)} linear layers: {', '.join(kept)}")
     g = geometry.language
     table.add_row(
         "language model",

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny import IMAGE_SIZE, Tensors, write_tiny_checkpoint
+from typer.testing import CliRunner
 
 from lladav.bundle import Bundle
+from lladav.cli.app import app
 from lladav.export import ExportConfig, export
 from lladav.export import smoothing as module
 from lladav.export.agreement_layers import layer_errors
@@ -70,3 +72,10 @@ def test_layer_that_no_factor_mends_stays_in_floats(tmp_path: Path) -> None:
     layer = "model.mm_projector.2"
     assert integers.manifest.quantization.kept == (layer,)
     assert error_of(layer, plain, integers) < 0.03
+    (tmp_path / "prompts.txt").write_text("What?\n", "utf-8")
+    bundles = ("--quantized", str(integers.path), "--reference", str(plain.path))
+    for command in (("inspect", str(integers.path)), ("verify", *bundles, "--prompts", str(tmp_path / "prompts.txt"))):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0
+        said = " ".join((result.stdout + result.stderr).split())
+        assert f"no integers: {layer}" in said or f"no integers 1 linear layers: {layer}" in said
