@@ -104,7 +104,7 @@ def export(
     needed = sum(b.weights_bytes for b in builders if b.owns_weights) + table + (1 << 24)
     with staged_folder(Path(bundle), needed) as folder:
         progress.start("weights", _used_bytes(source, builders, geometry))
-        stream = WeightStream(source, progress.advance, integers.migration, statistics)
+        stream = WeightStream(source, progress.advance, integers.migration, integers.moments)
         files = []
         for builder in builders:
             if builder.owns_weights:
@@ -166,6 +166,7 @@ class _Integers(NamedTuple):
     quantization: Quantization | None = None
     forms: Mapping[str, LinearForm] = MappingProxyType({})
     migration: Migration = Migration()
+    moments: Statistics | None = None
 
 
 def _integers(
@@ -176,18 +177,20 @@ def _integers(
         return _Integers()
     block = INT4_BLOCK if config.quantize == "w4" else None
     kept = matching_layers(geometry, config.keep_layers)
-    rounding: RoundingName = "gptq" if config.quantize == "w4" and statistics is not None else "nearest"
-    asked = Quantization(form=config.quantize, block=block, rounding=rounding, kept=kept)
-    forms = linear_forms(geometry, asked, statistics)
     if statistics is not None:
         statistics.check_geometry(geometry)
     gap = calibration_gap(statistics, geometry) if statistics is not None else None
+    moments = statistics if config.quantize == "w4" and gap is None else None
+    rounding: RoundingName = "nearest" if moments is None else "gptq"
+    asked = Quantization(form=config.quantize, block=block, rounding=rounding, kept=kept)
+    forms = linear_forms(geometry, asked, statistics)
     if gap is not None:
-        progress.warn(f"no sizes of the language model are moved by these statistics, since {gap}")
+        progress.warn(f"nothing of the language model is searched by these statistics, since {gap}")
     found = smooth(source, geometry, forms, statistics, progress, move_language=gap is None)
     kept = tuple(name for name in linear_layers(geometry) if name in (*asked.kept, *found.too_wrong))
     better = asked.model_copy(update={"kept": kept})
-    return _Integers(better, linear_forms(geometry, better, statistics, found.migration), found.migration)
+    found_forms = linear_forms(geometry, better, statistics, found.migration)
+    return _Integers(better, found_forms, found.migration, moments)
 
 
 def _vocabulary_rows(source: Checkpoint, config: ExportConfig) -> int:

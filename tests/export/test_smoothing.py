@@ -274,7 +274,7 @@ def test_statistics_that_saw_too_little_move_nothing(
     options = ("--quantize", "w8a8", "--statistics", str(calibrated(tiny_bundle, **shown)), "--no-verify")
     result = CliRunner().invoke(app, ("export", str(tiny_checkpoint), str(tmp_path / "bundle"), *options))
     assert result.exit_code == 0
-    assert result.stderr.count("warning: no sizes of the language model are moved") == 1
+    assert result.stderr.count("warning: nothing of the language model is searched") == 1
     assert said in result.stderr
     bundle = Bundle.open(tmp_path / "bundle")
     moved = Migration.read(bundle.path, bundle.manifest.geometry).sources
