@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from lladav.cli.app import app
 from lladav.engines import load_target
 from lladav.export import ExportConfig, export
+from lladav.records import Conversion, IntegerUse
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,26 @@ def test_build_says_what_it_made_and_inspect_shows_it(half: Path) -> None:
     plan.write_bytes(plan.read_bytes()[:-1])
     _, err = call("inspect", str(half), expect=1)
     assert f"lladav build {half} --target rtx-40" in err
+
+
+def test_build_warns_of_what_integers_lose_and_inspect_shows_it(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    sizes: dict[str, Any] = {"prompt_buckets": (64,), "canvas_buckets": (8,), "tile_buckets": (1, 4)}
+    config = ExportConfig(dtype="fp16", quantize="w8", verify=False, **sizes)
+    bundle = str(export(tiny_checkpoint, tmp_path / "bundle", config).path)
+    _, err = call("build", bundle, "--target", "rtx-40")
+    assert "warning:" not in err
+    alone = Conversion(node="layers.0/mlp/int8", values=10**6, per_position=True)
+    found = IntegerUse(weights=12, widened=("fc1.weight",), conversions=(alone,))
+    monkeypatch.setattr("lladav.engines.builder.integer_use", lambda *_: found)
+    _, err = call("build", bundle, "--target", "rtx-40")
+    assert "the engine of denoiser has weights in floats that the bundle has in integers: fc1.weight" in err
+    assert "rounds or widens in layers of their own: layers.0/mlp/int8" in err
+    assert "predicted for RTX 40 series; figures of the GeForce RTX 4090: refresh in" in err
+    out, _ = call("inspect", bundle)
+    assert "12 weights, 1 in floats, 1 converted by layers of their own" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,9 @@ def test_real_geometry(tmp_path: Path, form: QuantizedForm | None) -> None:
         print(f"{name}: {record.plan.bytes / 1e9:.3f} GB of {weights / 1e9:.3f}, activations {record.activations}")
         # As wide as in the file: integers stay integers.
         assert record.plan.bytes < 1.1 * weights
+        if form:
+            assert record.integers is not None
+            assert (record.integers.widened, record.integers.conversions) == ((), ())
     assert exported.anonymous < MOST_TO_EXPORT
     assert fused_attentions(bundle / records["denoiser"].plan.path) == 2 * layers
     assert fused_attentions(bundle / records["vision_encoder"].plan.path) == make_full_size.VISION_LAYERS

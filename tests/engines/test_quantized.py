@@ -88,7 +88,7 @@ def test_integers_stay_integers_and_attention_fused(demo_in: MakeBundle, form: Q
         assert record.integers is not None
         assert record.integers.weights > 0
         assert record.integers.widened == ()
-    # What TensorRT-RTX 1.7.1 does not multiply by as it is: a layer writes it as floats, in every pass.
+    # With one bucket of crops, TensorRT-RTX 1.7.1 has these written as floats by a layer of their own, in every pass.
     alone = {record.graph: record.integers.conversions for record in records if record.integers}
     vision = manifests[1].geometry.vision
     assert vision is not None
