@@ -166,7 +166,7 @@ def implications(target: Target, manifest: Manifest) -> tuple[str, ...]:
 
 
 def head_bytes(manifest: Manifest) -> int:
-    """Of the weights of all parts of the head."""
+    """Of the weights of all parts of the head, in the type of matrix products: a builder may widen integers to it."""
     g = manifest.geometry.language
     return g.vocab_rows * g.hidden_size * BYTES[manifest.precision]
 

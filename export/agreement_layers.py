@@ -15,7 +15,7 @@ from lladav.export.coverage import linear_layers
 from lladav.export.graph_pieces import GraphPieces
 from lladav.export.migration import Migration
 from lladav.export.progress import Progress
-from lladav.manifest import Manifest
+from lladav.manifest import HEAD, Manifest
 from lladav.prompt_kv import PAST, kept_arrays
 
 Array = npt.NDArray[Any]
@@ -82,10 +82,11 @@ def layer_errors(
         if name == "vision_encoder":
             features = ours.pieces.results["vision_features"]
             passes["connector"] = [{"vision_features": values[features]} for values in ends]
-    quantization, layers = quantised.manifest.quantization, linear_layers(reference.manifest.geometry)
+    quantization, geometry = quantised.manifest.quantization, reference.manifest.geometry
+    sizes = linear_layers(geometry) | {HEAD: (geometry.language.vocab_rows, geometry.language.hidden_size)}
     found = []
     for (name, layer), own in sums.items():
-        integers = quantization.integers(layer, layers[layer][1]) if quantization and layer in layers else None
+        integers = quantization.integers(layer, sizes[layer][1]) if quantization else None
         found.append(LayerError(name, layer, integers.bits if integers else None, own.error))
     return found
 

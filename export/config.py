@@ -29,6 +29,7 @@ class ExportConfig(BaseModel):
             and `w8` and `w4` are more exact with it.
         keep_layers: linear layers that are no integers all the same, by name in the checkpoint; `*` stands
             for anything.
+        quantize_head: 8-bit weights for the head too, where `quantize` is given.
         prompt_kv: integers in which a refresh hands the prompt's keys and values to steps: half the memory of
             fp16. None leaves them in `dtype`.
         head_parts: into how many products along the vocabulary the head is split; None is as many as
@@ -48,6 +49,7 @@ class ExportConfig(BaseModel):
     quantize: QuantizedForm | None = None
     statistics: Path | None = None
     keep_layers: tuple[str, ...] = ()
+    quantize_head: bool = False
     prompt_kv: PromptKV | None = None
     head_parts: PositiveInt | None = None
     verify: bool = True
@@ -72,4 +74,6 @@ class ExportConfig(BaseModel):
             raise ValueError("statistics without quantize mean nothing: all layers are kept")
         if self.keep_layers and self.quantize is None:
             raise ValueError("keep_layers without quantize means nothing: all layers are kept")
+        if self.quantize_head and self.quantize is None:
+            raise ValueError("quantize_head without quantize means nothing: name a form")
         return self

@@ -21,7 +21,7 @@ from lladav.export.graph_form import GraphForm
 from lladav.export.onnx_graph import GraphBuilder
 from lladav.export.prompt_kv_graph import PromptKVTensors
 from lladav.geometry import LanguageGeometry
-from lladav.manifest import TensorType
+from lladav.manifest import HEAD, TensorType
 
 # float16 ends at 65,504, and products that enter the residual stream of LLaDA, which was
 # trained in bfloat16, may lie beyond it. They are computed this much smaller (a power of
@@ -73,7 +73,8 @@ def denoiser_cpu(g: LanguageGeometry, form: GraphForm, joint: GraphBuilder) -> G
     values in float16 it would widen in every step. Weights and scales in float16 it widens once,
     when it loads the graph.
     """
-    b = GraphBuilder("denoiser_cpu", replace(form, compute="float32", input_codes="uint8"), weights_of=joint)
+    form = replace(form, compute="float32", input_codes="uint8", rounds_rows=True)
+    b = GraphBuilder("denoiser_cpu", form, weights_of=joint)
     inputs = _inputs(b, g, "float32")
     count = b.input("keep", "int64", (1,))
 
@@ -166,8 +167,8 @@ def _head(b: GraphBuilder, x: str, g: LanguageGeometry) -> str:
     for number, start in enumerate(starts):
         shape = (min(step, g.vocab_rows - start), g.hidden_size)
         part = f".{number}" if len(starts) > 1 else ""
-        weight = b.weight("lm_head.weight", shape, transposed=True, start=start, part=part)
-        logits.append(b.cast(b.op("MatMul", x, weight, name="lm_head"), "float32", b.compute))
+        product = b.linear(x, HEAD, shape, name="lm_head", start=start, part=part)
+        logits.append(b.cast(product, "float32", b.compute))
     return b.op("Concat", *logits, axis=-1, name="logits") if len(logits) > 1 else logits[0]
 
 

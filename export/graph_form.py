@@ -12,7 +12,7 @@ from lladav.export.coverage import linear_layers
 from lladav.export.input_ranges import input_range
 from lladav.export.migration import Migration
 from lladav.geometry import Geometry, LanguageGeometry
-from lladav.manifest import LANGUAGE_LAYERS, PromptKV, Quantization, TensorType
+from lladav.manifest import HEAD, LANGUAGE_LAYERS, PromptKV, Quantization, TensorType
 from lladav.statistics import Statistics
 
 # TensorRT on a Jetson Orin Nano failed at a head of 622 MB in one product (docs/decisions.md).
@@ -51,6 +51,8 @@ class GraphForm:
         linears: by name of the layer in the checkpoint, those in integers.
         input_codes: type of the integers that inputs become: engines multiply int8, and ONNX Runtime is
             fast on x86 where the one side is unsigned (docs/decisions.md).
+        rounds_rows: whether layers in integers round inputs of no known range too, each row by its own largest
+            magnitude: ONNX Runtime multiplies fast what are integers on both sides.
         prompt_kv: integers in which the denoiser takes and returns the prompt's keys and values.
     """
 
@@ -58,6 +60,7 @@ class GraphForm:
     head_parts: int = 1
     linears: Mapping[str, LinearForm] = field(default_factory=dict)
     input_codes: InputCodes = "int8"
+    rounds_rows: bool = False
     prompt_kv: PromptKV | None = None
 
 
@@ -106,7 +109,9 @@ def linear_forms(
         CalibrationError: the statistics lack a layer, or say nothing about its input.
     """
     forms = {}
-    for name, (_, inputs) in linear_layers(geometry).items():
+    language = geometry.language
+    head = {HEAD: (language.vocab_rows, language.hidden_size)}
+    for name, (_, inputs) in (linear_layers(geometry) | head).items():
         integers = quantization.integers(name, inputs)
         if integers is None:
             continue

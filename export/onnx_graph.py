@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from lladav.export.graph_form import INPUT_ZEROS, GraphForm, LinearForm
-from lladav.export.quantize import LEVELS, scales_for
+from lladav.export.graph_form import GraphForm, LinearForm
+from lladav.export.integer_linears import IntegerLinears
 from lladav.export.stored_weight import ELEMENT_TYPES, StoredType, Weight
 from lladav.manifest import GraphSpec, TensorSpec, TensorType
 
@@ -54,7 +54,7 @@ class GraphBuilder:
         self._outputs: list[TensorSpec] = []
         self._scope: list[str] = []
         self._names: dict[str, int] = {}
-        self._quantized: dict[tuple[str, float], str] = {}
+        self._integers = IntegerLinears(self)
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -172,7 +172,16 @@ class GraphBuilder:
         return name
 
     def linear(
-        self, x: str, source: str, shape: tuple[int, int], *, name: str, bias: bool = False, shrunk: float = 1.0
+        self,
+        x: str,
+        source: str,
+        shape: tuple[int, int],
+        *,
+        name: str,
+        bias: bool = False,
+        shrunk: float = 1.0,
+        start: int = 0,
+        part: str = "",
     ) -> str:
         """`x @ W (+ b)` in the compute type.
 
@@ -183,40 +192,17 @@ class GraphBuilder:
             name: of the product.
             bias: whether there is one.
             shrunk: how many times smaller `x` is than the layer's input.
+            start, part: see `weight`, where `shape` is of some of the layer's rows.
         """
         form = self.form.linears.get(source)
         if form is None:
-            weight = self.weight(f"{source}.weight", shape, transposed=True)
+            weight = self.weight(f"{source}.weight", shape, transposed=True, start=start, part=part)
+            y = self.op("MatMul", x, weight, name=name)
         else:
-            weight = self._dequantized(source, shape, form, name)
-            if form.input_range is not None:
-                x = self._rounded_to_int8(x, form.input_range / shrunk)
-        y = self.op("MatMul", x, weight, name=name)
+            y = self._integers.product(x, source, shape, form, name=name, shrunk=shrunk, start=start, part=part)
         if bias:
             y = self.op("Add", y, self.weight(f"{source}.bias", shape[:1]), name=f"{name}.bias")
         return y
-
-    def _dequantized(self, source: str, shape: tuple[int, int], form: LinearForm, name: str) -> str:
-        """A layer's weights `[in, out]` from integers and scales."""
-        outputs, inputs = shape
-        codes = self.weight(f"{source}.weight", shape, form.weights, transposed=True, form=form)
-        if form.block is None:
-            scales = self.weight(f"{source}.weight", (outputs,), part="_scale")
-            return self.op("DequantizeLinear", codes, scales, axis=1, name=f"{name}.weight")
-        blocks = (outputs, inputs // form.block)
-        scales = self.weight(f"{source}.weight", blocks, transposed=True, part="_scale")
-        return self.op("DequantizeLinear", codes, scales, axis=0, block_size=form.block, name=f"{name}.weight")
-
-    def _rounded_to_int8(self, x: str, largest: float) -> str:
-        """A layer's input, with a pair of nodes that lets an engine multiply integers; layers may share it."""
-        if (x, largest) not in self._quantized:
-            _, highest = LEVELS["int8"]
-            step = scales_for(largest / highest, helper.tensor_dtype_to_np_dtype(ELEMENT_TYPES[self.compute]))
-            scale = self.constant(step.astype(np.float32), self.compute)
-            zero = self.constant(INPUT_ZEROS[self.form.input_codes], self.form.input_codes)
-            codes = self.op("QuantizeLinear", x, scale, zero, name="int8")
-            self._quantized[x, largest] = self.op("DequantizeLinear", codes, scale, zero, name="rounded")
-        return self._quantized[x, largest]
 
     @property
     def owns_weights(self) -> bool:

@@ -25,12 +25,12 @@ class _Linear(NamedTuple):
 
     Attributes:
         graph: whose it is.
+        parts: codes and scales; of a head in parts more than one pair.
         input_step: between neighbouring values of its input; None where that is no integer.
     """
 
     graph: str
-    codes: onnx.TensorProto
-    scales: onnx.TensorProto
+    parts: tuple[tuple[onnx.TensorProto, onnx.TensorProto], ...]
     input_step: float | None
 
 
@@ -53,12 +53,15 @@ class StoredIntegers:
             weight = makers.get(product.input[1])
             if weight is None or weight.op_type != "DequantizeLinear":
                 continue
-            name = weight.input[0].removesuffix(".weight")
+            # Parts of a head are one layer: `lm_head.weight.1`.
+            name = weight.input[0].partition(".weight")[0]
             given, step = makers.get(product.input[0]), None
             if given is not None and given.op_type == "DequantizeLinear":
                 scale = numpy_helper.to_array(tensors[given.input[1]]).astype(np.float32)
                 step = float(scale) * input_headroom(name, compute)
-            self._linears[name] = _Linear(graph, tensors[weight.input[0]], tensors[weight.input[1]], step)
+            before = self._linears[name].parts if name in self._linears else ()
+            part = (tensors[weight.input[0]], tensors[weight.input[1]])
+            self._linears[name] = _Linear(graph, (*before, part), step)
 
     def __contains__(self, linear: str) -> bool:
         return linear in self._linears
@@ -70,16 +73,22 @@ class StoredIntegers:
         """The graph that has the layer."""
         return self._linears[linear].graph
 
-    def rows(self, linear: str) -> QuantizedRows:
-        """A layer's weights `[out, in]` as codes and scales."""
-        _, codes, scales, _ = self._linears[linear]
-        integers, steps = (map_weight(self._bundle.path, tensor).T for tensor in (codes, scales))
-        return QuantizedRows(integers, steps.reshape(len(integers), -1))
+    def rows(self, linear: str, start: int = 0, stop: int | None = None) -> QuantizedRows:
+        """Rows of a layer's weights `[out, in]` as codes and scales."""
+        codes, scales, first = [], [], 0
+        for part in self._linears[linear].parts:
+            integers, steps = (map_weight(self._bundle.path, tensor).T for tensor in part)
+            chosen = slice(max(start - first, 0), None if stop is None else max(stop - first, 0))
+            codes.append(integers[chosen])
+            scales.append(steps.reshape(len(integers), -1)[chosen])
+            first += len(integers)
+        return QuantizedRows(np.concatenate(codes), np.concatenate(scales))
 
     def rounding(self, linear: str) -> RoundingName:
         """How a layer's integers were chosen."""
         quantization = self._bundle.manifest.quantization
-        four_bits = self._linears[linear].codes.data_type == onnx.TensorProto.INT4
+        (codes, _), *_ = self._linears[linear].parts
+        four_bits = codes.data_type == onnx.TensorProto.INT4
         return quantization.rounding if quantization is not None and four_bits else "nearest"
 
     def input_step(self, linear: str) -> float | None:

@@ -125,7 +125,7 @@ class StreamedReference:
 
     def _tensor(self, name: str, start: int, stop: int) -> Tensor:
         if self._integers is not None and (linear := name.removesuffix(".weight")) in self._integers:
-            return torch.from_numpy(dequantized(self._integers.rows(linear)))[start:stop]
+            return torch.from_numpy(dequantized(self._integers.rows(linear, start, stop)))
         stored = self._checkpoint.read_rows(name, start, stop)
         if stored.dtype == ml_dtypes.bfloat16:
             return torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16).float()

@@ -60,7 +60,7 @@ def tolerance_of(manifest: Manifest) -> Tolerance:
     return own._replace(layer=max(own.layer, _INT8_INPUTS.layer), whole=max(own.whole, _INT8_INPUTS.whole))
 
 
-def tolerance_of_steps(manifest: Manifest) -> float:
+def tolerance_on_cpu(manifest: Manifest) -> float:
     """What logits may deviate when ONNX Runtime computes them, as `Tolerance.whole`."""
     whole = tolerance_of(manifest).whole
     return whole if manifest.quantization is None else max(whole, _INTEGERS_ON_CPU.whole)

@@ -16,7 +16,13 @@ from lladav.bundle import Bundle
 from lladav.export.graph_pieces import GraphPieces
 from lladav.export.progress import Progress
 from lladav.export.streamed_reference import StreamedReference
-from lladav.export.verification import Comparison, Row, tolerance_of, tolerance_of_cached_steps
+from lladav.export.verification import (
+    Comparison,
+    Row,
+    tolerance_of,
+    tolerance_of_cached_steps,
+    tolerance_on_cpu,
+)
 from lladav.prompt_kv import PAST, PRESENT, kept_arrays
 from lladav.runtime import merge
 from lladav.runtime.denoiser import GRAPH
@@ -188,8 +194,9 @@ class LayerByLayer:
         graph = self._graph(GRAPH)
         layers = range(self._manifest.geometry.language.layers)
         comparisons = []
-        cached = tolerance_of_cached_steps(self._manifest)
-        for name, values, whole in (("full", full_pass, self._tolerance.whole), ("step", step_pass, cached)):
+        on_cpu = tolerance_on_cpu(self._manifest)
+        cached = max(on_cpu, tolerance_of_cached_steps(self._manifest))
+        for name, values, whole in (("full", full_pass, on_cpu), ("step", step_pass, cached)):
             for scope in ("parts", "rotary", *(f"layers.{i}" for i in layers), "head"):
                 values |= graph.piece(scope).run(values)
             comparisons.append(Comparison("denoiser", f"logits, {name} pass for the CPU", whole))

@@ -15,7 +15,7 @@ from lladav.bundle import Bundle
 from lladav.errors import BackendError
 from lladav.export.reference import LladaV
 from lladav.export.streamed_reference import StreamedReference
-from lladav.export.verification import Row, tolerance_of_steps
+from lladav.export.verification import Row, tolerance_on_cpu
 from lladav.inspect import count_parameters
 from lladav.manifest import SpecialTokens
 from lladav.runtime.config import GenerationConfig, Schedule
@@ -62,7 +62,7 @@ def compare_steps(bundle: Bundle, reference: StreamedReference, prompt: Floats) 
     try:
         for (event,) in loop:
             assert event is not None
-            rows.append(loop.row(event, tolerance_of_steps(manifest)))
+            rows.append(loop.row(event, tolerance_on_cpu(manifest)))
     except BackendError as error:  # what is wrong with the logits is a finding here
         rows.append(Row("denoising", f"step {len(rows) + 1} logits", math.nan, 0.0, False, error.what))
     return rows

@@ -111,7 +111,7 @@ class WeightStream:
         with HashedFile(path) as file:
             for _, group in groupby(weights, key=lambda weight: weight.source):
                 parts = tuple(group)
-                arrays = self._quantized(*parts) if parts[0].form else self._plain(parts)
+                arrays = self._quantized(parts) if parts[0].form else self._plain(parts)
                 for part, array in zip(parts, arrays, strict=True):
                     file.pad_to(part.offset)
                     file.write(array)
@@ -130,28 +130,33 @@ class WeightStream:
             yield array
         deque(blocks, maxlen=0)  # to the end of the tensor, for its fingerprint
 
-    def _quantized(self, codes: Weight, scales: Weight) -> tuple[np.ndarray, np.ndarray]:
-        """Codes and scales of a tensor as they lie in the file.
+    def _quantized(self, parts: tuple[Weight, ...]) -> Iterator[np.ndarray]:
+        """Codes and scales of parts of a tensor as they lie in the file, in turn.
 
         Raises:
             ExportError: a scale does not fit its type.
         """
-        assert codes.form is not None
-        integers = np.empty(codes.shape, np.int8)
-        steps = np.empty(scales.shape, NUMPY_TYPES[scales.dtype])
-        integer_rows, step_rows, done = _by_row(codes, integers), _by_row(scales, steps), 0
-        rounded = self._rounding(codes)
-        for block in self.blocks(codes.source, codes.stop):
-            wide = block.astype(np.float32)
-            with np.errstate(over="ignore", invalid="ignore"):
-                found = rounded(wide, codes.form, steps.dtype)
-            if not finite(found.scales):
-                raise _does_not_fit(codes.source, wide, scales.dtype)
-            end = done + len(block)
-            integer_rows[done:end] = found.codes
-            step_rows[done:end] = found.scales.reshape(len(block), *step_rows.shape[1:])
-            done = end
-        return packed(integers) if codes.dtype == "int4" else integers, steps
+        blocks = self.blocks(parts[0].source, parts[-1].stop)
+        rows = _Rows(blocks)
+        rounded = self._rounding(parts[0])
+        for codes, scales in zip(parts[::2], parts[1::2], strict=True):
+            assert codes.form is not None
+            integers = np.empty(codes.shape, np.int8)
+            steps = np.empty(scales.shape, NUMPY_TYPES[scales.dtype])
+            integer_rows, step_rows, done = _by_row(codes, integers), _by_row(scales, steps), 0
+            for block in rows.take(codes.stop - codes.start):
+                wide = block.astype(np.float32)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    found = rounded(wide, codes.form, steps.dtype)
+                if not finite(found.scales):
+                    raise _does_not_fit(codes.source, wide, scales.dtype)
+                end = done + len(block)
+                integer_rows[done:end] = found.codes
+                step_rows[done:end] = found.scales.reshape(len(block), *step_rows.shape[1:])
+                done = end
+            yield packed(integers) if codes.dtype == "int4" else integers
+            yield steps
+        deque(blocks, maxlen=0)  # to the end of the tensor, for its fingerprint
 
     def _rounding(self, weight: Weight) -> Rounding:
         """How the integers of a tensor are chosen."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from lladav.geometry import Geometry, LanguageGeometry, VisionGeometry
-from lladav.manifest import LANGUAGE_LAYERS, Integers, Manifest, Precision, PromptKV, Quantization
+from lladav.manifest import HEAD, LANGUAGE_LAYERS, Integers, Manifest, Precision, PromptKV, Quantization
 from lladav.memory_plan import BYTES, Sizes
 from lladav.prompt_kv import position_bytes
 
@@ -26,7 +26,6 @@ ProductForm = Literal["float", "int8", "int4", "w8a8", "attention"]
 """What products multiply: weights as they are held, in `w8a8` by inputs that are integers too; or activations."""
 
 _FLOAT, _INDEX = 4, 8
-_HEAD = "lm_head"
 _KEYS_VALUES = 2
 """Linear layers of a block that come first, and are computed for the whole window always."""
 _TOWER = "model.vision_tower.vision_tower.vision_model.encoder.layers"
@@ -39,8 +38,8 @@ class Numbers:
     Attributes:
         precision: of matrix products, and of weights that are no integers.
         quantization: which linear layers are integers; None for none.
-        cpu: whether ONNX Runtime computes on the CPU, which widens float16 to float32 when it loads
-            a graph, and whose keys and values are float32.
+        cpu: whether ONNX Runtime computes on the CPU, which widens float16 to float32 and 4 bits to 8
+            when it loads a graph, and whose keys and values are float32.
         prompt_kv: integers in which a refresh hands keys and values to steps; None for none.
     """
 
@@ -61,19 +60,24 @@ class Numbers:
 
     def integers(self, layer: str, inputs: int) -> Integers | None:
         """What a linear layer's weights are; None for floats."""
-        if self.quantization is None or layer == _HEAD:
-            return None
-        return self.quantization.integers(layer, inputs)
+        integers = self.quantization.integers(layer, inputs) if self.quantization else None
+        return Integers(8) if self.cpu and integers and integers.bits == 4 else integers
 
     def form(self, layer: str, inputs: int) -> ProductForm:
         """What a linear layer's product multiplies."""
         integers = self.integers(layer, inputs)
         if integers is None:
             return "float"
-        if integers.bits == 4:
-            return "int4"
+        if self._rounds_inputs(layer):
+            return "w8a8"
+        return "int4" if integers.bits == 4 else "int8"
+
+    def _rounds_inputs(self, layer: str) -> bool:
+        """Whether a layer in integers multiplies integers: on the CPU all of the denoiser do."""
+        if self.cpu:
+            return layer == HEAD or layer.startswith(LANGUAGE_LAYERS)
         assert self.quantization is not None
-        return "w8a8" if self.quantization.form == "w8a8" and layer.startswith(LANGUAGE_LAYERS) else "int8"
+        return self.quantization.form == "w8a8" and layer.startswith(LANGUAGE_LAYERS)
 
 
 @dataclass(frozen=True)
@@ -301,7 +305,7 @@ def _denoiser_weights(g: LanguageGeometry, numbers: Numbers) -> int:
 
 
 def _head(g: LanguageGeometry) -> _Linear:
-    return _Linear(_HEAD, g.hidden_size, g.vocab_rows)
+    return _Linear(HEAD, g.hidden_size, g.vocab_rows)
 
 
 def _layer(g: LanguageGeometry, number: int) -> tuple[_Linear, ...]:

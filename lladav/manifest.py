@@ -28,6 +28,7 @@ INT4_BLOCK = 128
 _SMALLEST_BLOCK = 32
 # What the names of the language model's layers in the checkpoint begin with.
 LANGUAGE_LAYERS = "model.layers."
+HEAD = "lm_head"
 _OPEN_SEAL = '"sha256": ""'
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -59,7 +60,7 @@ class GraphSpec(_Frozen):
 
 
 class Quantization(_Frozen):
-    """In which integers the linear layers are; head, embeddings, norms and softmax never are.
+    """In which integers the linear layers are; embeddings, norms and softmax never are.
 
     Attributes:
         form: `w8` is int8 weights with a scale per output feature, `w4` int4 weights with a scale per
@@ -68,21 +69,23 @@ class Quantization(_Frozen):
         block: input features that share a scale, where form is `w4`.
         rounding: how 4-bit integers were chosen; all others are the nearest.
         kept: linear layers, by name in the checkpoint, that stay in the bundle's `precision`.
+        head: whether the head's weights are int8 too, with each `form`.
     """
 
     form: QuantizedForm
     block: PositiveInt | None = None
     rounding: RoundingName = "nearest"
     kept: tuple[str, ...] = ()
+    head: bool = False
 
     def integers(self, layer: str, inputs: int) -> Integers | None:
-        """What a linear layer's weights are; None where it is kept.
+        """What a linear layer's weights are; None where they are no integers.
 
         Args:
             layer: its name in the checkpoint.
             inputs: features.
         """
-        if layer in self.kept:
+        if layer in self.kept or (layer == HEAD and not self.head):
             return None
         block = gcd(inputs, self.block or 1)
         four = self.form == "w4" and layer.startswith(LANGUAGE_LAYERS) and block >= _SMALLEST_BLOCK
@@ -216,6 +219,7 @@ class Manifest(_Frozen):
         """What is in which numbers, such as `fp16, linear layers in w8, prompt KV in int8`."""
         linears = f", linear layers in {self.quantization.form}" if self.quantization else ""
         linears += " by GPTQ" if self.quantization and self.quantization.rounding == "gptq" else ""
+        linears += ", head in int8" if self.quantization and self.quantization.head else ""
         return self.precision + linears + (f", prompt KV in {self.prompt_kv}" if self.prompt_kv else "")
 
     def write(self, folder: Path) -> None:

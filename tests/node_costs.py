@@ -39,9 +39,10 @@ def counted(model: onnx.ModelProto, sizes: Mapping[str, int]) -> Cost:
     inferred = shape_inference.infer_shapes(fixed, strict_mode=True).graph
     shapes = {v.name: _shape(v) for v in (*inferred.value_info, *inferred.input, *inferred.output)}
     shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    weights = [tensor for tensor in graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+    kinds = {v.name: v.type.tensor_type.elem_type for v in inferred.value_info}
+    kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     return Cost(
-        weights=sum(_bytes(tensor.dims, tensor.data_type) for tensor in weights),
+        weights=sum(_bytes(shapes[name], kinds[name]) for name in _weights(graph)),
         values=sum(_bytes(_shape(v), v.type.tensor_type.elem_type) for v in (*graph.input, *graph.output)),
         operations=sum(_operations(node, shapes) for node in nodes),
     )
@@ -69,6 +70,22 @@ def _lengths(nodes: list[NodeProto], inputs: Mapping[str, tuple[int, ...]]) -> l
         elif node.op_type == "Concat" and known.keys() >= set(node.input):
             known[node.output[0]] = [length for name in node.input for length in known[name]]
     return [onnx.helper.make_tensor(name, TensorProto.INT64, [len(v)], v) for name, v in known.items()]
+
+
+def _weights(graph: onnx.GraphProto) -> set[str]:
+    """What passes read of weights: as they are stored, or what nodes make of them once, when the graph is loaded."""
+    known = {tensor.name for tensor in graph.initializer}
+    weights = {tensor.name for tensor in graph.initializer if tensor.data_location == TensorProto.EXTERNAL}
+    read = set()
+    for node in graph.node:
+        # Products take integers and scales as they are.
+        if node.op_type != "DequantizeLinear" and known.issuperset(node.input):
+            known.update(node.output)
+            if weights.intersection(node.input):
+                weights.update(node.output)
+        else:
+            read.update(weights.intersection(node.input))
+    return read
 
 
 def _operations(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:

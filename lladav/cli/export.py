@@ -44,6 +44,9 @@ def export(
     keep_layers: Annotated[
         str | None, typer.Option(metavar="NAME,NAME,...", help="Linear layers that are no integers; * is anything.")
     ] = None,
+    quantize_head: Annotated[
+        bool, typer.Option("--quantize-head", help="8-bit weights for the head too, with any --quantize.")
+    ] = False,
     prompt_kv: Annotated[
         str | None,
         typer.Option("--prompt-kv", metavar="int8", help="Integers for the prompt's keys and values; by default none."),
@@ -56,7 +59,7 @@ def export(
     """Turn a checkpoint into a bundle."""
     chosen: dict[str, Any] = {"dtype": dtype, "vocab_rows": vocab_rows, "verify": verify}
     chosen |= {"quantize": quantize, "statistics": statistics, "prompt_kv": prompt_kv}
-    chosen |= {"head_parts": head_parts}
+    chosen |= {"quantize_head": quantize_head, "head_parts": head_parts}
     if keep_layers is not None:
         chosen["keep_layers"] = tuple(name for name in keep_layers.replace(",", " ").split())
     buckets = {"canvas_buckets": canvas_buckets, "prompt_buckets": prompt_buckets, "tile_buckets": tile_buckets}

@@ -7,11 +7,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto
 
 from lladav.bundle import Bundle
+from lladav.export.checkpoint import Checkpoint
 from lladav.export.config import ExportConfig
 from lladav.export.exporter import export
-from lladav.export.graph_form import head_parts
+from lladav.export.graph_form import LinearForm, head_parts
+from lladav.export.quantize import round_to_nearest
+from lladav.export.stored_integers import StoredIntegers
 from lladav.geometry import LanguageGeometry
 from lladav.runtime.sessions import open_session
 
@@ -25,9 +29,12 @@ def bundles(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return [export(tiny_checkpoint, folder / str(n), config) for n, config in configs.items()]
 
 
+def model(bundle: Bundle, graph: str) -> onnx.ModelProto:
+    return onnx.load(str(bundle.file(f"{graph}.onnx")), load_external_data=False)
+
+
 def head(bundle: Bundle, graph: str) -> dict[str, tuple[int, ...]]:
-    model = onnx.load(str(bundle.file(f"{graph}.onnx")), load_external_data=False)
-    return {t.name: tuple(t.dims) for t in model.graph.initializer if t.name.startswith("lm_head")}
+    return {t.name: tuple(t.dims) for t in model(bundle, graph).graph.initializer if t.name.startswith("lm_head")}
 
 
 @pytest.mark.parametrize("graph", ["denoiser", "denoiser_cpu"])
@@ -66,6 +73,30 @@ def test_split_export_passes_verification(bundles: list[Bundle], tiny_checkpoint
     from lladav.export.verify import verify
 
     assert verify(bundles[1].path, tiny_checkpoint).passed
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_head_in_8_bits(tiny_checkpoint: Path, tmp_path: Path, parts: int) -> None:
+    """Its parts hold the nearest integers of the checkpoint's rows, and graphs compute with them."""
+    pytest.importorskip("torch")
+    from lladav.export.verify import verify
+
+    config = ExportConfig(dtype="fp32", quantize="w8", quantize_head=True, head_parts=parts, verify=False)
+    bundle = export(tiny_checkpoint, tmp_path / "bundle", config)
+    assert bundle.manifest.numbers == "fp32, linear layers in w8, head in int8"
+    rows = StoredIntegers(bundle).rows("lm_head")
+    weights = Checkpoint.open(tiny_checkpoint).read_rows("lm_head.weight", 0, ROWS)
+    np.testing.assert_array_equal(rows.codes, round_to_nearest(weights, LinearForm("int8"), np.float32).codes)
+    some = StoredIntegers(bundle).rows("lm_head", 100, 200)
+    np.testing.assert_array_equal(some.codes, rows.codes[100:200])
+    np.testing.assert_array_equal(some.scales, rows.scales[100:200])
+    codes = [t for t in model(bundle, "denoiser").graph.initializer if t.name.startswith("lm_head.weight")]
+    assert sum(np.prod(t.dims) for t in codes if t.data_type == TensorProto.INT8) == weights.size
+    report = verify(bundle.path, tiny_checkpoint)
+    assert report.passed
+    (layer,) = (row for row in report.rows if row.what == "worst layer by itself" and row.component == "denoiser")
+    assert layer.tolerance is not None
+    assert layer.tolerance < 1e-3
 
 
 def test_real_head_is_split_by_itself() -> None:

@@ -80,7 +80,7 @@ def test_linear_layers_are_integers_and_nothing_else_is(exports: Exports, form: 
         four_bits = form == "w4" and name.startswith(LANGUAGE) and layers[name][1] == 32
         assert types[f"{name}.weight"] == (TensorProto.INT4 if four_bits else TensorProto.INT8), name
     kinds = [node.op_type for node in model.graph.node]
-    assert ("QuantizeLinear" in kinds) == (form == "w8a8" and graph.startswith("denoiser"))
+    assert ("QuantizeLinear" in kinds) == (graph == "denoiser_cpu" or (form, graph) == ("w8a8", "denoiser"))
     (opset,) = (o.version for o in model.opset_import)
     assert opset == (21 if form == "w4" and graph.startswith("denoiser") else 20)
 
@@ -150,23 +150,32 @@ def test_integers_are_near_the_weights(exports: Exports, form: QuantizedForm) ->
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize(
-    ("form", "operator"), [("w8", "MatMulNBits"), ("w4", "MatMulNBits"), ("w8a8", "MatMulIntegerToFloat")]
-)
-def test_onnx_runtime_multiplies_integers(
-    exports: Exports, tmp_path: Path, form: QuantizedForm, operator: str, precision: Precision
+@pytest.mark.parametrize("form", FORMS)
+def test_onnx_runtime_multiplies_integers_by_integers(
+    exports: Exports, tmp_path: Path, form: QuantizedForm, precision: Precision
 ) -> None:
-    """Every linear layer, without turning numbers into others on the way in any pass."""
+    """Every linear layer of the denoiser, without turning numbers into others on the way in any pass."""
     bundle = exports(form, precision)
-    options = session_options(threads=1)
-    options.optimized_model_filepath = str(tmp_path / "rewritten.onnx")
-    ort.InferenceSession(str(bundle.file("denoiser_cpu.onnx")), options, providers=["CPUExecutionProvider"])
-    rewritten = onnx.load(options.optimized_model_filepath, load_external_data=False)
-    kinds = [node.op_type for node in rewritten.graph.node]
+    kinds = rewritten(bundle, "denoiser_cpu", tmp_path)
     layers = [name for name in linear_layers(bundle.manifest.geometry) if name.startswith(LANGUAGE)]
-    assert kinds.count(operator) == len(layers)
+    assert kinds.count("MatMulIntegerToFloat") == len(layers)
     assert "DequantizeLinear" not in kinds
     assert kinds.count("Cast") == 1  # of position ids
+
+
+def test_onnx_runtime_takes_the_towers_integers_as_they_are(exports: Exports, tmp_path: Path) -> None:
+    bundle = exports("w8")
+    layers = [name for name in linear_layers(bundle.manifest.geometry) if "vision_tower" in name]
+    assert rewritten(bundle, "vision_encoder", tmp_path).count("MatMulNBits") == len(layers)
+
+
+def rewritten(bundle: Bundle, graph: str, folder: Path) -> list[str]:
+    """Operators of what ONNX Runtime makes of a graph."""
+    options = session_options(threads=1)
+    options.optimized_model_filepath = str(folder / "rewritten.onnx")
+    ort.InferenceSession(str(bundle.file(f"{graph}.onnx")), options, providers=["CPUExecutionProvider"])
+    model = onnx.load(options.optimized_model_filepath, load_external_data=False)
+    return [node.op_type for node in model.graph.node]
 
 
 def test_inputs_are_rounded_alike_for_engines_and_the_cpu(exports: Exports) -> None:
@@ -282,6 +291,7 @@ def test_list_that_names_nothing_is_refused(tiny_checkpoint: Path, tmp_path: Pat
         (("--quantize", "w3"), "--quantize: Input should be 'w8', 'w4' or 'w8a8'"),
         (("--quantize", "w8a8"), "w8a8 needs statistics"),
         (("--keep-layers", "*"), "keep_layers without quantize"),
+        (("--quantize-head",), "quantize_head without quantize"),
         (("--head-parts", "0"), "--head-parts: Input should be greater than 0"),
     ],
 )
