@@ -50,8 +50,6 @@ def test_build_warns_of_what_integers_lose_and_inspect_shows_it(
     sizes: dict[str, Any] = {"prompt_buckets": (64,), "canvas_buckets": (8,), "tile_buckets": (1, 4)}
     config = ExportConfig(dtype="fp16", quantize="w8", verify=False, **sizes)
     bundle = str(export(tiny_checkpoint, tmp_path / "bundle", config).path)
-    _, err = call("build", bundle, "--target", "rtx-40")
-    assert "warning:" not in err
     alone = Conversion(node="layers.0/mlp/int8", values=10**6, per_position=True)
     found = IntegerUse(weights=12, widened=("fc1.weight",), conversions=(alone,))
     monkeypatch.setattr("lladav.engines.builder.integer_use", lambda *_: found)
