@@ -26,11 +26,12 @@ import torch
 from tokenizers import Tokenizer
 
 from benchmarks.parity import replaced
+from lladav.export.gptq import Compensation
 from lladav.export.graph_form import LinearForm
 from lladav.export.linear_sample import InputSizes, LinearSample
 from lladav.export.quantize import LEVELS, dequantized, round_to_nearest, scales_for
 from lladav.export.smoothing import WORST_ERRORS, best_factors
-from lladav.statistics import BINS, Activations, bin_numbers
+from lladav.statistics import BINS, Activations, bin_numbers, block_moments
 
 Floats = npt.NDArray[np.float32]
 Observe = Callable[[str, Floats], None]
@@ -52,6 +53,31 @@ FORMS = {
     "w8": LinearForm("int8"),
     "w4": LinearForm("int4", 128),
     "w8a8": LinearForm("int8", input_range=1.0),
+}
+
+
+class Way(NamedTuple):
+    """How a layer becomes integers.
+
+    Attributes:
+        form: of `FORMS`.
+        searched: whether channels get factors.
+        moments: of inputs, by which weights are rounded (`export/gptq.py`); None rounds them to nearest.
+    """
+
+    form: str
+    searched: bool = False
+    moments: Callable[[Floats], Floats] | None = None
+
+
+WAYS = {
+    "w8 plain": Way("w8"),
+    "w4 plain": Way("w4"),
+    "w4 searched": Way("w4", searched=True),
+    "w4 GPTQ": Way("w4", searched=True, moments=block_moments),
+    "w4 GPTQ, whole moments": Way("w4", searched=True, moments=lambda inputs: (inputs.T @ inputs)[None]),
+    "w8a8 plain": Way("w8a8"),
+    "w8a8 searched": Way("w8a8", searched=True),
 }
 
 
@@ -165,15 +191,17 @@ class Rounded:
     kept: bool
 
 
-def rounded(layer: Layer, form: LinearForm, *, searched: bool) -> Rounded:
+def rounded(layer: Layer, way: Way) -> Rounded:
     """A layer in integers, with factors of its own where they are searched."""
+    form = FORMS[way.form]
     sample = LinearSample(layer.weights, InputSizes.of(_statistics(layer.seen)), form)
-    factors = best_factors([sample]) if searched else np.ones(layer.weights.shape[1], np.float32)
+    factors = best_factors([sample]) if way.searched else np.ones(layer.weights.shape[1], np.float32)
     inputs = layer.unseen / factors
     if form.input_range is not None:
         step = float(scales_for(np.abs(layer.seen / factors).max() / LEVELS["int8"][1], np.float32))
         inputs = np.clip(np.rint(inputs / step), -128, 127) * step
-    integers = dequantized(round_to_nearest(layer.weights * factors, form, np.float32))
+    rounding = Compensation.of(way.moments(layer.seen), factors).round if way.moments else round_to_nearest
+    integers = dequantized(rounding(layer.weights * factors, form, np.float32))
     expected = layer.unseen @ layer.weights.T
     error = float(np.linalg.norm(inputs @ integers.T - expected) / np.linalg.norm(expected))
     return Rounded(error, sample.relative_error(factors) > WORST_ERRORS[form.weights])
@@ -192,14 +220,12 @@ def kind_of(name: str) -> str:
 
 def table(groups: Mapping[str, Sequence[Layer]]) -> Iterator[str]:
     """A row per group: the median layer's error and the worst one's, in percent, and the layers that would be kept."""
-    ways = [(name, searched) for name in FORMS for searched in (False, True) if name != "w8" or not searched]
-    titles = [name + (" searched" if searched else " plain") for name, searched in ways]
-    yield "| layers | number | " + " | ".join(titles) + " |"
-    yield "|---" * (2 + len(ways)) + "|"
+    yield "| layers | number | " + " | ".join(WAYS) + " |"
+    yield "|---" * (2 + len(WAYS)) + "|"
     for group, layers in groups.items():
         cells = []
-        for name, searched in ways:
-            found = [rounded(layer, FORMS[name], searched=searched) for layer in layers]
+        for way in WAYS.values():
+            found = [rounded(layer, way) for layer in layers]
             errors = [100 * one.error for one in found]
             kept = sum(one.kept for one in found)
             cells.append(f"{np.median(errors):.2g} / {max(errors):.2g}" + (f", {kept} kept" if kept else ""))
@@ -219,7 +245,8 @@ def page(found: Mapping[str, Layer], texts: int) -> Iterator[str]:
         "pages, every second one to calibrate with and the others to measure on. Relative errors of outputs on the "
         "layer's own inputs, median and worst layer, in percent; and how many layers an export would keep out of "
         "integers by its estimate. Searched is with factors of channels (`export/smoothing.py`), of every layer by "
-        f"itself. Inputs of `w8a8` have one scale, of the largest value that was seen; it is up to "
+        "itself; GPTQ is with them too, and second moments in the blocks that `lladav calibrate` records, beside whole "
+        f"ones. Inputs of `w8a8` have one scale, of the largest value that was seen; it is up to "
         f"{largest[worst]:.0f} times the root mean square (`{worst}`). Planted channels leave outputs what they are."
     )
     yield ""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lladav.errors import CalibrationError
-from lladav.statistics import BINS, Statistics, bin_numbers
+from lladav.statistics import BINS, Statistics, bin_numbers, block_moments
 from lladav.statistics_header import Condition
 
 Array = npt.NDArray[Any]
@@ -54,8 +54,7 @@ class Collector:
                 for start in range(0, len(chosen), _ROWS):
                     self._reduce(tensor, number, np.abs(flat[chosen[start : start + _ROWS]]))
             if (moments := self._arrays.get(f"{tensor}/moments")) is not None:
-                blocks = flat.reshape(len(flat), len(moments), -1).transpose(1, 0, 2)
-                moments += blocks.transpose(0, 2, 1) @ blocks
+                moments += block_moments(flat)
 
         return count
 

@@ -257,6 +257,18 @@ def bin_edges() -> Floats:
     return (np.arange(_FIRST, _LAST + 1, dtype=np.uint32) << _SHIFT).view(np.float32)
 
 
+def block_moments(rows: Floats) -> Floats:
+    """Sums of products of channels `[channels / b, b, b]` over `rows` `[n, channels]`; see `Statistics.moments`."""
+    blocks = rows.reshape(len(rows), *_moment_shape(rows.shape[1])[:2]).transpose(1, 0, 2)
+    sums: Floats = blocks.transpose(0, 2, 1) @ blocks
+    return sums
+
+
+def _moment_shape(channels: int) -> tuple[int, int, int]:
+    block = gcd(channels, _MOMENT_BLOCK)
+    return channels // block, block, block
+
+
 def _kinds(tensor: str) -> tuple[str, ...]:
     """Arrays of one tensor, in the order of the file."""
     return (*_ARRAYS, _MOMENTS) if tensor.startswith(LANGUAGE_LAYERS) else tuple(_ARRAYS)
@@ -264,12 +276,11 @@ def _kinds(tensor: str) -> tuple[str, ...]:
 
 def _zeros(tensor: str, conditions: int, channels: int) -> dict[str, npt.NDArray[Any]]:
     """The arrays of one tensor, by their kinds."""
-    block = gcd(channels, _MOMENT_BLOCK)
     shapes: dict[str, tuple[int, ...]] = {
         "absmax": (conditions, channels),
         "square_sum": (conditions, channels),
         "histogram": (conditions, BINS),
-        _MOMENTS: (channels // block, block, block),
+        _MOMENTS: _moment_shape(channels),
     }
     return {kind: np.zeros(shapes[kind], _ARRAYS.get(kind, np.float32)) for kind in _kinds(tensor)}
 

@@ -9,8 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks.pretrained_layers import FORMS as LAYER_FORMS
-from benchmarks.pretrained_layers import Layer, planted, rounded
+from benchmarks.pretrained_layers import WAYS, Layer, planted, rounded
 from benchmarks.quantized_quality import FORMS, Measured, Table, quantised_form
 from lladav.export.agreement import StepAgreement
 
@@ -49,11 +48,19 @@ def test_planted_outliers_keep_outputs_and_spoil_integers() -> None:
     plain = Layer(weights, seen, unseen)
     spoiled = planted(plain)
     np.testing.assert_allclose(spoiled.unseen @ spoiled.weights.T, unseen @ weights.T, rtol=1e-3, atol=1e-3)
-    form = LAYER_FORMS["w8a8"]
-    before, after = (rounded(layer, form, searched=False) for layer in (plain, spoiled))
+    before, after = (rounded(layer, WAYS["w8a8 plain"]) for layer in (plain, spoiled))
     assert not before.kept
     assert after.kept
     assert after.error > 5 * before.error
-    searched = rounded(spoiled, form, searched=True)
+    searched = rounded(spoiled, WAYS["w8a8 searched"])
     assert not searched.kept
     assert searched.error < after.error / 5
+
+
+def test_gptq_uses_what_inputs_have_in_common() -> None:
+    draw = np.random.default_rng(0)
+    mixed = draw.normal(0, 1, (8, 256))
+    weights = draw.normal(0, 1, (64, 256)).astype(np.float32)
+    seen, unseen = ((draw.normal(0, 1, (600, 8)) @ mixed).astype(np.float32) for _ in range(2))
+    layer = Layer(weights, seen, unseen)
+    assert rounded(layer, WAYS["w4 GPTQ"]).error < rounded(layer, WAYS["w4 searched"]).error / 2
