@@ -14,13 +14,12 @@ from lladav.runtime.gpu.usage import DeviceUsage
 from lladav.runtime.profiling.memory import NVMAP, DeviceMemory
 from lladav.runtime.profiling.record import MemoryPart
 
-_REGIONS = (
-    ("prompt KV", (PAST,)),
-    ("activations", ("scratch",)),
-    ("vision", ("pixel_values", "vision_features", "image_features")),
-    ("embeddings", ("embed_tokens",)),
-)
-_REST = "canvas and logits"
+_REGIONS = {
+    "activations": ("scratch",),
+    "vision": ("pixel_values", "vision_features", "image_features"),
+    "embeddings": ("embed_tokens",),
+    "loop and templates": ("rules", "canvases", "whole", "log", "ids", "restrictions"),
+}
 _PLANNED = "laid out for the largest sizes"
 
 
@@ -32,32 +31,28 @@ def device_memory(usage: DeviceUsage, graphics: int | None, notes: list[str]) ->
         graphics: bytes that NvMap holds for this process; None where it does not tell.
         notes: gets what could not be measured.
     """
-    parts = [*planned(usage.plan)]
     if not usage.shared:
         counted = "less free on the GPU"
-        parts.append(_part("weights", usage.weights, f"{counted} after graphs were loaded"))
-        parts.append(
-            _part("libraries", usage.later, f"{counted} since then: contexts, captured graphs, compiled kernels")
-        )
-        return DeviceMemory(tuple(parts), usage.weights + usage.plan.total + usage.later)
-    parts.append(_part("weights", usage.files, "size of the files"))
+        weights = _part("weights", usage.weights, f"{counted} after graphs were loaded")
+        later = _part("libraries", usage.later, f"{counted} since then: contexts, captured graphs, compiled kernels")
+        return DeviceMemory((weights, *planned(usage.plan), later), usage.weights + usage.plan.total + usage.later)
+    parts = (_part("weights", usage.files, "size of the files"), *planned(usage.plan))
     if graphics is None:
         notes.append(
             f"what the GPU's driver holds was not measured: {NVMAP} is not there or may not be read, which takes root; "
             "weights count as large as their files, and what libraries allocate by themselves is missing"
         )
         graphics = sum(part.bytes for part in parts)
-    return DeviceMemory(tuple(parts), graphics)
+    return DeviceMemory(parts, graphics)
 
 
 def planned(plan: MemoryPlan) -> Iterator[MemoryPart]:
     """All of a plan, gaps included."""
-    rest = plan.total
-    for name, prefixes in _REGIONS:
-        size = sum(plan.bytes_of(prefix) for prefix in prefixes)
-        rest -= size
-        yield _part(name, size, _PLANNED)
-    yield _part(_REST, rest, f"{_PLANNED}: inputs, logits and the loop's records")
+    sizes = {"prompt KV": plan.bytes_of(PAST)}
+    for part, names in _REGIONS.items():
+        sizes[part] = sum(region.bytes for region in plan.regions if region.name in names)
+    sizes["canvas and logits"] = plan.total - sum(sizes.values())
+    yield from (_part(name, size, _PLANNED) for name, size in sizes.items())
 
 
 def _part(name: str, size: int, how: str) -> MemoryPart:

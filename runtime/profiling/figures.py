@@ -208,7 +208,7 @@ def _memory(profile: Profile, figure: Figure, tips: Tips) -> None:
     axes.bar_label(bars, fmt="{:,.1f}", padding=3, fontsize=8)
     axes.invert_yaxis()
     whole = f"MB at the peak of an answer, {profile.memory.total / 1e6:,.0f} in all"
-    on_gpu = "; green: on the GPU" if any(part.on_gpu for part in parts) else ""
+    on_gpu = "\ngreen: on the GPU" if any(part.on_gpu for part in parts) else ""
     axes.set_xlabel(f"{whole}; violet: pages of files, which the kernel may drop{on_gpu}")
     axes.margins(x=0.1)
 

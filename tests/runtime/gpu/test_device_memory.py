@@ -9,7 +9,7 @@ from host_device import HostDevice
 from host_executable import HostExecutable
 
 from lladav.bundle import Bundle
-from lladav.memory_plan import Sizes, plan_memory
+from lladav.memory_plan import IDS, Sizes, plan_memory
 from lladav.prompt_kv import PAST
 from lladav.runtime import GenerationConfig, Pipeline
 from lladav.runtime.gpu.backend import GpuBackend
@@ -90,3 +90,4 @@ def test_every_byte_of_the_plan_is_in_one_category(tiny_bundle: Path, tiles: int
     parts = {part.name: part.bytes for part in planned(plan)}
     assert sum(parts.values()) == plan.total
     assert (parts["vision"] > 0) == bool(tiles)
+    assert parts["loop and templates"] > 4 * IDS > parts["canvas and logits"] > plan.bytes_of("logits")
