@@ -31,17 +31,28 @@ from benchmarks.gguf_model import WEIGHTS, write_gguf
 from benchmarks.llama_cpp import DiffusionExample, build
 from benchmarks.peers_table import report
 from lladav.bundle import Bundle
+from lladav.calib import calibrate
+from lladav.calib.passes import refresh_inputs
 from lladav.costs import Numbers, pass_cost
 from lladav.errors import BackendError, LladavError
 from lladav.export.checkpoint import Checkpoint
 from lladav.export.config import ExportConfig
 from lladav.export.exporter import export
 from lladav.export.streamed_reference import StreamedReference
-from lladav.manifest import Manifest, QuantizedForm
+from lladav.manifest import Manifest
 from lladav.memory_plan import Sizes
 from lladav.runtime import GenerationConfig, Pipeline
+from lladav.runtime.embedding import EmbeddingTable
 
-OURS: dict[str, QuantizedForm | None] = {"lladav fp32": None, "lladav w8": "w8", "lladav w4": "w4"}
+OURS: dict[str, dict[str, Any]] = {
+    "lladav fp32": {},
+    "lladav w8": {"quantize": "w8"},
+    "lladav w8a8": {"quantize": "w8a8"},
+    "lladav w8a8, head too": {"quantize": "w8a8", "quantize_head": True},
+    "lladav w4": {"quantize": "w4"},
+}
+"""Bundles, by what an export is asked for."""
+
 PRESETS = ("balanced", "fast", "realtime")
 
 
@@ -143,14 +154,26 @@ def operations(manifest: Manifest) -> tuple[int, int]:
     return ours.operations, theirs.operations
 
 
+def calibrate_on(bundle: Bundle, ids: list[int], file: Path) -> None:
+    """Statistics of a refresh over the question, for layers whose inputs become integers."""
+    table = EmbeddingTable.of(bundle)
+    masks = np.repeat(table.gather([bundle.manifest.tokens.mask]), CANVAS, axis=0)
+    inputs = file.with_name("inputs.npz")
+    np.savez(inputs, **refresh_inputs(bundle.manifest, table.gather(ids), masks, np.arange(CANVAS)))
+    calibrate(bundle.path, file, inputs=[inputs])
+
+
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     checkpoint = mid_size.write_checkpoint(folder / "mid")
     ids = [ord(letter) for letter in prompt_text()]
     ours: dict[str, OurPass] = {}
-    for name, form in OURS.items():
-        plain = ExportConfig(dtype="fp32", vocab_rows="all", quantize=form, verify=False)
-        bundle = export(checkpoint, folder / f"{form}.bundle", plain)
+    config = ExportConfig(dtype="fp32", vocab_rows="all", verify=False)
+    for number, (name, form) in enumerate(OURS.items()):
+        statistics = {"statistics": folder / "seen.npz"} if form.get("quantize") == "w8a8" else {}
+        bundle = export(checkpoint, folder / f"{number}.bundle", config.model_copy(update=form | statistics))
         ours[name] = OurPass(bundle, ids)
+        if not form:
+            calibrate_on(bundle, ids, folder / "seen.npz")
     theirs = examples(options.cache, checkpoint, bundle.manifest.tokens.mask, options.weights)
     peers: dict[str, Callable[[], float]] = {name: example.pass_seconds for name, example in theirs.items()}
     if options.torch:
