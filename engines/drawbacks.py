@@ -53,9 +53,11 @@ def drawbacks(bundle: Bundle, target: Target, records: Sequence[EngineRecord]) -
         graph = f"the engine of {record.graph}"
         grown = record.plan.bytes - _weights(bundle.manifest, record.graph)
         if record.integers is None:
-            yield f"what became of integers in {graph} is not known: {record.library} does not tell"
             if grown > KERNELS:
-                yield f"{graph} is {grown / 1e6:,.0f} MB larger than its weights: integers may not have stayed integers"
+                yield (
+                    f"{graph} is {grown / 1e6:,.0f} MB larger than its weights, so that integers may not have stayed "
+                    f"integers; {record.library} does not tell which"
+                )
             continue
         if widened := record.integers.widened:
             yield f"{graph} has weights in floats that the bundle has in integers: {_named(widened)}"

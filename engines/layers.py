@@ -69,7 +69,11 @@ def layers_of(trt: Any, engine: Any, context: Any) -> tuple[Layer, ...]:
     """
     inspector = engine.create_engine_inspector()
     inspector.execution_context = context
-    described = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    try:
+        # The characters between names may stand there as they are.
+        described = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON), strict=False)
+    except ValueError:
+        return ()
     # Of an engine without detailed descriptions there are the names alone.
     return tuple(_described(layer) for layer in described.get("Layers", ()) if isinstance(layer, dict))
 

@@ -141,7 +141,7 @@ INSPECTED: list[Any] = [
 ]
 
 
-def inspected(layers: list[Any]) -> tuple[Layer, ...]:
+def inspected(layers: list[Any], write: Callable[[Any], str] = json.dumps) -> tuple[Layer, ...]:
     given: dict[str, Any] = {}
 
     class Inspector:
@@ -149,7 +149,7 @@ def inspected(layers: list[Any]) -> tuple[Layer, ...]:
 
         def get_engine_information(self, kind: str) -> str:
             given.update(context=self.execution_context, kind=kind)
-            return json.dumps({"Layers": layers, "Bindings": ["x", "y"]})
+            return write({"Layers": layers, "Bindings": ["x", "y"]})
 
     trt = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON="json"))
     found = layers_of(trt, SimpleNamespace(create_engine_inspector=Inspector), "context")
@@ -164,6 +164,12 @@ def test_inspector_tells_of_types_and_nodes() -> None:
     assert (multiplied.integers, multiplied.integer_weights) == (True, True)
     assert (other.integers, other.integer_weights) == (False, False)
     assert inspected(["product", "other"]) == ()
+
+
+def test_inspector_that_writes_no_json() -> None:
+    raw = inspected(INSPECTED, lambda value: json.dumps(value).replace("\\u001e", "\x1e"))
+    assert raw == inspected(INSPECTED)
+    assert inspected(INSPECTED, lambda _: "no information") == ()
 
 
 def test_what_inspected_layers_make_of_integers() -> None:
