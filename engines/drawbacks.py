@@ -32,11 +32,11 @@ _PASSES: dict[str, tuple[PassName, ...]] = {
 
 
 class PassTime(NamedTuple):
-    """A pass as it was built, and in fp16; predicted milliseconds."""
+    """A pass as it was built, and without integers; predicted milliseconds."""
 
     kind: PassName
     ms: float
-    fp16_ms: float
+    plain_ms: float
 
 
 def drawbacks(bundle: Bundle, target: Target, records: Sequence[EngineRecord]) -> Iterator[str]:
@@ -64,16 +64,17 @@ def drawbacks(bundle: Bundle, target: Target, records: Sequence[EngineRecord]) -
         if alone := record.integers.conversions:
             names = [conversion.node for conversion in alone]
             yield f"{graph} rounds or widens in layers of their own: {_named(names)}"
-        slower = [found for found in pass_times(bundle.manifest, target, record) if found.ms > found.fp16_ms]
-        for kind, ms, fp16_ms in slower:
+        slower = [found for found in pass_times(bundle.manifest, target, record) if found.ms > found.plain_ms]
+        for kind, ms, plain_ms in slower:
+            name, precision = kind.replace("_", " "), bundle.manifest.precision
             yield (
-                f"predicted for {target.title}: {kind.replace('_', ' ')} in {ms:,.3g} ms, in fp16 {fp16_ms:,.3g}; "
-                f"layers that integers do not suit may be kept in floats with `lladav export --keep-layers`"
+                f"predicted for {target.title}: {name} in {ms:,.3g} ms, in {precision} {plain_ms:,.3g}; layers that "
+                "integers do not suit may be kept in floats with `lladav export --keep-layers`"
             )
 
 
 def pass_times(manifest: Manifest, target: Target, record: EngineRecord) -> Iterator[PassTime]:
-    """Passes of an engine at the middle prompt, the usual canvas and the most crops, and the same in fp16.
+    """Passes of an engine at the middle prompt, the usual canvas and the most crops, and the same without integers.
 
     Args:
         manifest: of the bundle, in integers.

@@ -57,7 +57,7 @@ def test_integers_alone_are_never_slower(bundle_in: MakeBundle, form: QuantizedF
     for graph, kinds in (("denoiser", ["refresh", "step"]), ("connector", ["connector"])):
         found = list(pass_times(manifest, load_target(target), record(FINE, graph)))
         assert [one.kind for one in found] == kinds
-        assert all(0 < one.ms <= one.fp16_ms for one in found)
+        assert all(0 < one.ms <= one.plain_ms for one in found)
 
 
 def test_what_layers_of_their_own_move_is_added(bundle_in: MakeBundle) -> None:
