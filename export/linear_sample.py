@@ -25,6 +25,8 @@ _Values = TypeVar("_Values", bound=np.generic)
 
 # The share of an input's values that are not huge.
 _ORDINARY = 0.999
+# How many standard deviations the largest of thousands of normal values is away from the mean.
+_FARTHEST = 4
 # Errors are means over rows of a weight, so some from all over it show them: 25 MB at the real size.
 _ROWS, _RUNS = 512, 16
 
@@ -44,6 +46,15 @@ class InputSizes(NamedTuple):
     def of(cls, seen: Activations) -> InputSizes:
         """As a calibration saw them."""
         return cls(ordinary_power(seen), seen.absmax)
+
+    @property
+    def deviation(self) -> Sums:
+        """`[in]` float64 standard deviations, about: what hardly exceeds its root mean square hardly varies."""
+        root = np.sqrt(self.power)
+        largest = np.clip(self.largest, root, _FARTHEST * root, dtype=np.float64)
+        total = 1 + _FARTHEST**2
+        varies: Sums = (_FARTHEST * largest - np.sqrt(total * self.power - np.square(largest))) / total
+        return np.where(largest < _FARTHEST * root, varies, root)
 
 
 @dataclass(frozen=True)

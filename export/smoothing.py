@@ -149,7 +149,7 @@ class _Samples:
             mean, deviation = self._expected.outputs(linear)
             return through_gelu(sampled(mean), sampled(deviation))
         # Where a layer's outputs lie is not observed, but what GELU leaves of them is.
-        deviation = np.sqrt(np.square(weights, dtype=np.float64) @ inputs.power)
+        deviation = np.sqrt(np.square(weights, dtype=np.float64) @ np.square(inputs.deviation))
         power = sampled(InputSizes.of(self._statistics.of(behind)).power)
         return Passed(power, through_gelu(mean_before_gelu(deviation, power), deviation).slope)
 

@@ -121,6 +121,12 @@ def test_huge_values_of_few_positions_are_not_taken_for_the_output() -> None:
     assert ordinary_power(observed(inputs)).sum() < 3 * np.square(inputs[2:]).mean(axis=0).sum()
 
 
+@given(st.floats(-8, 8), st.floats(0.01, 2))
+def test_deviation_is_told_from_the_mean(mean: float, deviation: float) -> None:
+    inputs = np.random.default_rng(0).normal(mean, deviation, (4000, 4)).astype(np.float32)
+    np.testing.assert_allclose(InputSizes.of(observed(inputs)).deviation, deviation, rtol=0.5)
+
+
 def test_channel_that_was_never_seen() -> None:
     weights, inputs = drawn(8, 16, seed=2)
     inputs[:, 3] = weights[:, 5] = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,18 @@ def plant_column(tensors: Tensors, _: object) -> None:
     for part, value in (("weight", 0.001), ("bias", 0)):
         tensors[f"{LAYER}.layer_norm2.{part}"][3] = value
     tensors[f"{LAYER}.mlp.fc1.weight"][:, 3] *= 1000
+
+
+def plant_constants(tensors: Tensors, _: object) -> None:
+    """Two channels that hardly vary nearly cancel, and leave features below zero, where GELU cuts most of them off."""
+    for part, value in (("weight", 0.01), ("bias", 1)):
+        tensors[f"{LAYER}.layer_norm2.{part}"][3:5] = value
+    weights = tensors[f"{LAYER}.mlp.fc1.weight"]
+    weights *= 10
+    weights[:, 3:5] = 0
+    size = np.linalg.norm(weights, axis=1)
+    weights[:, 3], weights[:, 4] = -12 * size, 10 * size
+    tensors[f"{LAYER}.mlp.fc2.bias"][:] = 0
 
 
 def plant_in_connector(tensors: Tensors, _: object) -> None:
@@ -64,6 +77,26 @@ def test_large_column_moves_into_the_norm(tmp_path: Path, form: QuantizedForm, m
     _, unmoved = exported(tmp_path / "unmoved", plant_column, quantize=form)
     behind = f"{LAYER}.mlp.fc2"
     assert error_of(behind, plain, integers) < 0.03 < 0.1 < error_of(behind, plain, unmoved)
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_error_is_judged_where_it_shows(
+    tmp_path: Path, calibrated: Callable[[Path], Path], observed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the layer's own output it is small beside the constants, and behind GELU it is not."""
+    most = module.WORST_ERRORS["int8"]
+    monkeypatch.setattr(module, "best_factors", module.no_factors)
+    checkpoint = write_tiny_checkpoint(tmp_path / "checkpoint", edit=plant_constants)
+    plain = export(checkpoint, tmp_path / "plain", ExportConfig(dtype="fp32", verify=False))
+    seen = calibrated(plain.path) if observed else None
+    options = ExportConfig(dtype="fp32", quantize="w8", statistics=seen, verify=False)
+    judged = export(checkpoint, tmp_path / "judged", options)
+    monkeypatch.setitem(module.WORST_ERRORS, "int8", 9.0)
+    unjudged = export(checkpoint, tmp_path / "unjudged", options)
+    first, second = f"{LAYER}.mlp.fc1", f"{LAYER}.mlp.fc2"
+    assert judged.manifest.quantization is not None
+    assert judged.manifest.quantization.kept == (first,)
+    assert error_of(first, plain, unjudged) < most < error_of(second, plain, unjudged)
 
 
 def test_layer_that_no_factor_mends_stays_in_floats(tmp_path: Path) -> None:
