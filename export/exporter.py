@@ -182,7 +182,14 @@ def _integers(
     gap = calibration_gap(statistics, geometry) if statistics is not None else None
     moments = statistics if config.quantize == "w4" and gap is None else None
     rounding: RoundingName = "nearest" if moments is None else "gptq"
-    asked = Quantization(form=config.quantize, block=block, rounding=rounding, kept=kept, head=config.quantize_head)
+    asked = Quantization(
+        form=config.quantize,
+        block=block,
+        rounding=rounding,
+        kept=kept,
+        head=config.quantize_head,
+        widened=config.widen_on_cpu,
+    )
     forms = linear_forms(geometry, asked, statistics)
     if gap is not None:
         progress.warn(f"nothing of the language model is searched by these statistics, since {gap}")

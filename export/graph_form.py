@@ -34,11 +34,13 @@ class LinearForm:
         block: input features that share a scale; None for one scale per output feature.
         input_range: largest magnitude of its input, which becomes int8; None leaves the input in
             the compute type.
+        widened: whether its 4-bit weights become 8-bit ones in graphs that round rows.
     """
 
     weights: Literal["int8", "int4"]
     block: int | None = None
     input_range: float | None = None
+    widened: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class GraphForm:
         linears: by name of the layer in the checkpoint, those in integers.
         input_codes: type of the integers that inputs become: engines multiply int8, and ONNX Runtime is
             fast on x86 where the one side is unsigned (docs/decisions.md).
-        rounds_rows: whether layers in integers round inputs of no known range too, each row by its own largest
-            magnitude: ONNX Runtime multiplies fast what are integers on both sides.
+        rounds_rows: whether layers of 8-bit weights round inputs of no known range too, each row by its own
+            largest magnitude: ONNX Runtime multiplies fast what are 8 bits on both sides.
         prompt_kv: integers in which the denoiser takes and returns the prompt's keys and values.
     """
 
@@ -116,7 +118,7 @@ def linear_forms(
         if integers is None:
             continue
         if integers.bits == 4:
-            forms[name] = LinearForm("int4", integers.block)
+            forms[name] = LinearForm("int4", integers.block, widened=quantization.widened)
         else:
             seen = statistics if quantization.form == "w8a8" and name.startswith(LANGUAGE_LAYERS) else None
             factors = migration.linears.get(name) if migration else None

@@ -47,10 +47,13 @@ class IntegerLinears:
         weight = self._weight(source, shape, form, name, start, part)
         if form.input_range is not None:
             return b.op("MatMul", self._in_8_bits(x, form.input_range / shrunk), weight, name=name)
-        if not b.form.rounds_rows:
+        if not self._rounds_rows(form):
             return b.op("MatMul", x, weight, name=name)
         unit_rows, sizes = self._rows_in_8_bits(x)
         return b.op("Mul", b.op("MatMul", unit_rows, weight, name=name), sizes, name=f"{name}.rows")
+
+    def _rounds_rows(self, form: LinearForm) -> bool:
+        return self._b.form.rounds_rows and (form.weights == "int8" or form.widened)
 
     def _weight(self, source: str, shape: tuple[int, int], form: LinearForm, name: str, start: int, part: str) -> str:
         """A layer's weights `[in, out]` from integers and scales."""
@@ -60,7 +63,7 @@ class IntegerLinears:
             scales = b.weight(tensor, (outputs,), start=start, part=f"_scale{part}")
             return b.op("DequantizeLinear", codes, scales, axis=1, name=label)
         scales = b.weight(tensor, (outputs, inputs // form.block), transposed=True, part="_scale")
-        if not b.form.rounds_rows:
+        if not self._rounds_rows(form):
             return b.op("DequantizeLinear", codes, scales, axis=0, block_size=form.block, name=label)
         return b.op("DequantizeLinear", *self._widened(codes, scales, form.block), axis=1, name=label)
 

@@ -38,8 +38,8 @@ class Numbers:
     Attributes:
         precision: of matrix products, and of weights that are no integers.
         quantization: which linear layers are integers; None for none.
-        cpu: whether ONNX Runtime computes on the CPU, which widens float16 to float32 and 4 bits to 8
-            when it loads a graph, and whose keys and values are float32.
+        cpu: whether ONNX Runtime computes on the CPU, which widens float16 to float32, and 4 bits to 8 where
+            `quantization` says so, when it loads a graph, and whose keys and values are float32.
         prompt_kv: integers in which a refresh hands keys and values to steps; None for none.
     """
 
@@ -60,20 +60,23 @@ class Numbers:
 
     def integers(self, layer: str, inputs: int) -> Integers | None:
         """What a linear layer's weights are; None for floats."""
-        integers = self.quantization.integers(layer, inputs) if self.quantization else None
-        return Integers(8) if self.cpu and integers and integers.bits == 4 else integers
+        if self.quantization is None:
+            return None
+        integers = self.quantization.integers(layer, inputs)
+        widens = self.cpu and self.quantization.widened
+        return Integers(8) if widens and integers is not None and integers.bits == 4 else integers
 
     def form(self, layer: str, inputs: int) -> ProductForm:
         """What a linear layer's product multiplies."""
         integers = self.integers(layer, inputs)
         if integers is None:
             return "float"
-        if self._rounds_inputs(layer):
-            return "w8a8"
-        return "int4" if integers.bits == 4 else "int8"
+        if integers.bits == 4:
+            return "int4"
+        return "w8a8" if self._rounds_inputs(layer) else "int8"
 
     def _rounds_inputs(self, layer: str) -> bool:
-        """Whether a layer in integers multiplies integers: on the CPU all of the denoiser do."""
+        """Whether a layer of 8-bit weights multiplies integers: on the CPU all of the denoiser do."""
         if self.cpu:
             return layer == HEAD or layer.startswith(LANGUAGE_LAYERS)
         assert self.quantization is not None

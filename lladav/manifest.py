@@ -70,6 +70,7 @@ class Quantization(_Frozen):
         rounding: how 4-bit integers were chosen; all others are the nearest.
         kept: linear layers, by name in the checkpoint, that stay in the bundle's `precision`.
         head: whether the head's weights are int8 too, with each `form`.
+        widened: whether ONNX Runtime on the CPU makes 8-bit weights of 4-bit ones when it loads them.
     """
 
     form: QuantizedForm
@@ -77,6 +78,7 @@ class Quantization(_Frozen):
     rounding: RoundingName = "nearest"
     kept: tuple[str, ...] = ()
     head: bool = False
+    widened: bool = False
 
     def integers(self, layer: str, inputs: int) -> Integers | None:
         """What a linear layer's weights are; None where they are no integers.

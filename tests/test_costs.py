@@ -40,7 +40,8 @@ FORMS = {
     "w8": Quantization(form="w8"),
     "w4": Quantization(form="w4", block=128),
     "w8a8": Quantization(form="w8a8"),
-    "head": Quantization(form="w4", block=128, head=True),
+    "head": Quantization(form="w8", head=True),
+    "widened": Quantization(form="w4", block=128, head=True, widened=True),
     "kept": Quantization(form="w4", block=64, kept=("model.layers.1.mlp.up_proj", "model.mm_projector.0")),
 }
 

@@ -19,7 +19,7 @@ from lladav.runtime.sessions import session_options
 Floats = npt.NDArray[np.float32]
 
 NAME, OUTPUTS, INPUTS = "layer", 24, 256
-FORMS = {"int8": LinearForm("int8"), "int4": LinearForm("int4", 128)}
+FORMS = {"int8": LinearForm("int8"), "int4": LinearForm("int4", 128, widened=True)}
 WEIGHTS = np.random.default_rng(0).normal(0, 1, (OUTPUTS, INPUTS)).astype(np.float32) * np.geomspace(1, 30, INPUTS)
 
 

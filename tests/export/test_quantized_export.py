@@ -37,11 +37,13 @@ class Exports:
     def __init__(self, checkpoint: Path, folder: Path, statistics: Path) -> None:
         self._checkpoint, self._folder, self._statistics = checkpoint, folder, statistics
 
-    def config(self, form: QuantizedForm | None, precision: Precision = "fp32") -> ExportConfig:
+    def config(self, form: str | None, precision: Precision = "fp32") -> ExportConfig:
+        """Of a form, or of `w4 widened`."""
         seen = self._statistics if form == "w8a8" else None
-        return ExportConfig(dtype=precision, quantize=form, statistics=seen, verify=False)
+        asked = {"quantize": form and form.partition(" ")[0], "widen_on_cpu": form == "w4 widened"}
+        return ExportConfig(dtype=precision, statistics=seen, verify=False, **asked)
 
-    def __call__(self, form: QuantizedForm | None, precision: Precision = "fp32") -> Bundle:
+    def __call__(self, form: str | None, precision: Precision = "fp32") -> Bundle:
         path = self._folder / f"{form}-{precision}"
         if path.exists():
             return Bundle.open(path)
@@ -150,15 +152,18 @@ def test_integers_are_near_the_weights(exports: Exports, form: QuantizedForm) ->
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("form", FORMS)
-def test_onnx_runtime_multiplies_integers_by_integers(
-    exports: Exports, tmp_path: Path, form: QuantizedForm, precision: Precision
-) -> None:
+@pytest.mark.parametrize("form", [*FORMS, "w4 widened"])
+def test_onnx_runtime_multiplies_integers(exports: Exports, tmp_path: Path, form: str, precision: Precision) -> None:
     """Every linear layer of the denoiser, without turning numbers into others on the way in any pass."""
     bundle = exports(form, precision)
     kinds = rewritten(bundle, "denoiser_cpu", tmp_path)
-    layers = [name for name in linear_layers(bundle.manifest.geometry) if name.startswith(LANGUAGE)]
-    assert kinds.count("MatMulIntegerToFloat") == len(layers)
+    quantization = bundle.manifest.quantization
+    assert quantization is not None
+    layers = {n: i for n, (_, i) in linear_layers(bundle.manifest.geometry).items() if n.startswith(LANGUAGE)}
+    bits = [quantization.integers(name, inputs).bits for name, inputs in layers.items()]
+    four = 0 if form == "w4 widened" else bits.count(4)
+    assert kinds.count("MatMulNBits") == four
+    assert kinds.count("MatMulIntegerToFloat") == len(layers) - four
     assert "DequantizeLinear" not in kinds
     assert kinds.count("Cast") == 1  # of position ids
 
@@ -292,6 +297,7 @@ def test_list_that_names_nothing_is_refused(tiny_checkpoint: Path, tmp_path: Pat
         (("--quantize", "w8a8"), "w8a8 needs statistics"),
         (("--keep-layers", "*"), "keep_layers without quantize"),
         (("--quantize-head",), "quantize_head without quantize"),
+        (("--quantize", "w8", "--widen-on-cpu"), "only w4 has weights that widen_on_cpu"),
         (("--head-parts", "0"), "--head-parts: Input should be greater than 0"),
     ],
 )
