@@ -28,6 +28,10 @@ ProductForm = Literal["float", "int8", "int4", "w8a8", "attention"]
 _FLOAT, _INDEX = 4, 8
 _KEYS_VALUES = 2
 """Linear layers of a block that come first, and are computed for the whole window always."""
+_SOURCES = (0, 0, 0, 1, 2, 2, 3)
+"""Which of them share an input: keys, values and queries; gate and up."""
+_Input = tuple[int, int, int]
+"""Block, source and rows."""
 _TOWER = "model.vision_tower.vision_tower.vision_model.encoder.layers"
 
 
@@ -241,18 +245,27 @@ def _denoiser_products(
     g: LanguageGeometry, kind: PassName, sizes: Sizes, numbers: Numbers, wanted: int
 ) -> Iterator[Product]:
     past, window = _past_and_window(kind, sizes)
-    for number in range(g.layers):
-        # The last layer's output is computed for the wanted rows alone, all but its keys and values.
-        mixed = wanted if number == g.layers - 1 else window
-        for place, layer in enumerate(_layer(g, number)):
-            yield _product(layer, sizes.batch * (window if place < _KEYS_VALUES else mixed), numbers)
+    yield from (_product(layer, sizes.batch * rows, numbers) for _, layer, rows in _denoiser_layers(g, window, wanted))
+    for mixed in (*[window] * (g.layers - 1), wanted):
         scores = sizes.batch * g.heads * mixed * (past + window)
         # Heads that share keys are further rows.
         yield Product("attention", g.heads // g.kv_heads * mixed, 2 * 2 * g.head_size * scores)
-    yield _product(_head(g), sizes.batch * wanted, numbers)
 
 
-def handed_on(manifest: Manifest, kind: PassName, sizes: Sizes, rows: int | None = None) -> int:
+def _denoiser_layers(g: LanguageGeometry, window: int, wanted: int) -> Iterator[tuple[_Input, _Linear, int]]:
+    """Linear layers of a pass with what they multiply, and its rows.
+
+    The last block's output is computed for the wanted rows alone, all but its keys and values.
+    """
+    for number in range(g.layers):
+        mixed = wanted if number == g.layers - 1 else window
+        for place, (source, layer) in enumerate(zip(_SOURCES, _layer(g, number), strict=True)):
+            rows = window if place < _KEYS_VALUES else mixed
+            yield (number, source, rows), layer, rows
+    yield (g.layers, 0, wanted), _head(g), wanted
+
+
+def handed_on(manifest: Manifest, kind: PassName, sizes: Sizes, numbers: Numbers, rows: int | None = None) -> int:
     """Bytes that a refresh's or step's nodes other than products read and write, between them, on the CPU.
 
     Caches hold them or not, so they are in no limit. Counted over the graph as ONNX Runtime fuses it, in float32.
@@ -271,7 +284,25 @@ def handed_on(manifest: Manifest, kind: PassName, sizes: Sizes, rows: int | None
     # Keys and values turned to heads, and keys rotated; a refresh keeps both.
     kept = (11 + 2 * 2) * g.kv_heads * g.head_size * window + 2 * 2 * g.kv_heads * g.head_size * (sizes.prompt - past)
     logits = 2 * wanted * g.vocab_rows if manifest.head_parts > 1 else 0
-    return _FLOAT * sizes.batch * (scores + computed * (wide + inner) + g.layers * kept + logits)
+    floats = scores + computed * (wide + inner) + g.layers * kept + logits
+    return sizes.batch * (_FLOAT * floats + _rounding(g, window, wanted, numbers))
+
+
+def _rounding(g: LanguageGeometry, window: int, wanted: int, numbers: Numbers) -> int:
+    """Bytes that making inputs integers reads and writes, and giving rows their size back; per sequence."""
+    total = 0
+    rounded: set[_Input] = set()
+    for source, layer, rows in _denoiser_layers(g, window, wanted):
+        if numbers.form(layer.name, layer.inputs) != "w8a8":
+            continue
+        # Of no known range, each row is looked at and divided by its largest magnitude, which its product is
+        # multiplied by.
+        unknown = layer.name == HEAD or numbers.quantization is None or numbers.quantization.form != "w8a8"
+        if source not in rounded:
+            rounded.add(source)
+            total += rows * layer.inputs * (_FLOAT + 1 + (5 * _FLOAT if unknown else 0))
+        total += 2 * _FLOAT * rows * layer.outputs if unknown else 0
+    return total
 
 
 def _past_and_window(kind: PassName, sizes: Sizes) -> tuple[int, int]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
-from lladav.costs import ProductForm
 from lladav.runtime.profiling.probe import Probe
-from lladav.runtime.profiling.product_rates import RatePoint
+from lladav.runtime.profiling.product_rates import FORMS, RatePoint
 
 
 def even_rates(bandwidth: float = 1e9, operations: float = 1e10, threads: int = 1) -> Probe:
     """Products of every form and of any rows are equally fast."""
-    products = {form: (RatePoint(1, operations), RatePoint(64, operations)) for form in get_args(ProductForm)}
+    products = {form: (RatePoint(1, operations), RatePoint(64, operations)) for form in FORMS}
     return Probe(
         processor="a processor", threads=threads, bandwidth=bandwidth, operations=operations, products=products
     )

@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
-from typing import get_args
 
 import numpy as np
 import onnxruntime as ort
@@ -29,7 +28,7 @@ from lladav.costs import ProductForm
 from lladav.errors import BackendError
 from lladav.machine import examine
 from lladav.runtime.profiling.product_graph import plain_product
-from lladav.runtime.profiling.product_rates import ROWS, Curve, measure_products
+from lladav.runtime.profiling.product_rates import FORMS, ROWS, Curve, measure_products
 from lladav.runtime.sessions import session_options
 
 SECONDS = 8.0
@@ -117,7 +116,7 @@ def measure(threads: int, seconds: float = SECONDS, clock: Callable[[], float] =
     while not operations or clock() < end:
         bandwidth = max(bandwidth, copying.best(min(_TURN, limits / 2), clock))
         operations = max(operations, multiplying.best(min(_TURN, limits / 2), clock))
-    points = len(get_args(ProductForm)) * len(ROWS)
+    points = len(FORMS) * len(ROWS)
     products = measure_products(threads, (seconds - limits) / points, clock)
     return Probe(
         processor=examine().cpu, threads=threads, bandwidth=bandwidth, operations=operations, products=products

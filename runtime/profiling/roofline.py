@@ -42,7 +42,7 @@ def predicted_ms(manifest: Manifest, kind: PassName, sizes: Sizes, probe: Probe,
     numbers = Numbers.of(manifest, cpu=True)
     products = pass_products(manifest, kind, sizes, numbers, rows)
     multiplying = sum(seconds(probe.products[product.form], product) for product in products)
-    return 1e3 * (multiplying + handed_on(manifest, kind, sizes, rows) / probe.bandwidth)
+    return 1e3 * (multiplying + handed_on(manifest, kind, sizes, numbers, rows) / probe.bandwidth)
 
 
 def held_up_by(least: Roofline, graph_ms: float, host_ms: float = 0.0) -> Holdup:

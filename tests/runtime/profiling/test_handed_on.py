@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lladav.bundle import Bundle
-from lladav.costs import PassName, handed_on
+from lladav.costs import Numbers, PassName, handed_on
+from lladav.export import ExportConfig, export
 from lladav.memory_plan import Sizes
 from lladav.runtime.denoiser import GRAPH, HostWindow
 from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.sessions import open_session
 
-BYTES = {"float": 4, "int64": 8, "bool": 1}
-MULTIPLIES = {"MatMul", "FusedMatMul"}
+BYTES = {"float": 4, "int64": 8, "bool": 1, "int8": 1, "uint8": 1}
+MULTIPLIES = {"MatMul", "FusedMatMul", "MatMulIntegerToFloat"}
 MOVES_NOTHING = {"If", "Reshape", "Shape", "Unsqueeze"}
 
 
-def test_handed_on_is_what_nodes_read_and_write(tiny_bundle: Path, tmp_path: Path) -> None:
-    bundle, sizes = Bundle.open(tiny_bundle), Sizes(1, 256, 32, 0)
+@pytest.mark.parametrize("form", [{}, {"quantize": "w8", "quantize_head": True}])
+def test_handed_on_is_what_nodes_read_and_write(tiny_checkpoint: Path, tmp_path: Path, form: dict[str, Any]) -> None:
+    bundle = export(tiny_checkpoint, tmp_path / "bundle", ExportConfig(dtype="fp32", verify=False, **form))
+    sizes, numbers = Sizes(1, 256, 32, 0), Numbers.of(bundle.manifest, cpu=True)
     session = open_session(bundle, GRAPH, 1, tmp_path / "nodes")
     window = HostWindow(session, bundle.manifest, EmbeddingTable.of(bundle), (1, 256, 32), True, 1)
     window.lay_out([256], 32)
@@ -43,4 +46,4 @@ def test_handed_on_is_what_nodes_read_and_write(tiny_bundle: Path, tmp_path: Pat
             for element, shape in value.items()
         )
         # Positions, rows and tables of angles are left out.
-        assert handed_on(bundle.manifest, kind, sizes) == pytest.approx(moved, rel=0.05)
+        assert handed_on(bundle.manifest, kind, sizes, numbers) == pytest.approx(moved, rel=0.05)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lladav.costs import Product, ProductForm
 from lladav.runtime.profiling.product_graph import attention_products, plain_product, weights_product
-from lladav.runtime.profiling.product_rates import RatePoint, seconds
+from lladav.runtime.profiling.product_rates import FORMS, RatePoint, seconds
 from lladav.runtime.sessions import session_options
 
 CURVE = (RatePoint(1, 1e9), RatePoint(8, 4e9), RatePoint(64, 8e9))
@@ -34,7 +34,7 @@ def test_plain_product() -> None:
     np.testing.assert_allclose(run(plain_product(), a=a, b=b), a @ b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", [form for form in get_args(ProductForm) if form != "attention"])
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "attention"])
 def test_products_by_weights(form: ProductForm) -> None:
     """All weights are 1, and integers lose nothing of small ones."""
     a = np.random.default_rng(0).integers(-3, 4, (5, 256)).astype(np.float32)
@@ -49,13 +49,16 @@ def test_products_of_attention() -> None:
     )
 
 
-@pytest.mark.parametrize(("form", "operator"), [("float", "MatMul"), ("int8", "MatMulNBits"), ("int4", "MatMulNBits")])
-def test_the_library_multiplies_as_in_bundles(form: ProductForm, operator: str, tmp_path: object) -> None:
+@pytest.mark.parametrize(
+    ("form", "operators"),
+    [("float", ["MatMul"]), ("int8", ["MatMulNBits"]), ("w8a8", ["QuantizeLinear", "MatMulIntegerToFloat"])],
+)
+def test_the_library_multiplies_as_in_bundles(form: ProductForm, operators: list[str], tmp_path: Path) -> None:
     options = session_options(1)
     options.optimized_model_filepath = f"{tmp_path}/optimized.onnx"
     ort.InferenceSession(weights_product(form, 256, 384), options, providers=["CPUExecutionProvider"])
     nodes = onnx.load(options.optimized_model_filepath).graph.node
-    assert [node.op_type for node in nodes] == [operator]
+    assert [node.op_type for node in nodes] == operators
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import shutil
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from machine_rates import even_rates
 
 from lladav.bundle import Bundle
-from lladav.costs import Numbers, PassName, ProductForm, Roofline, handed_on, pass_cost
+from lladav.costs import Numbers, PassName, Roofline, handed_on, pass_cost
 from lladav.errors import BackendError
 from lladav.manifest import Quantization
 from lladav.memory_plan import Sizes
@@ -53,7 +52,7 @@ def test_rates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1e8 < found.bandwidth < 1e13
     assert 1e8 < found.operations < 1e14
     assert found.threads == 1
-    assert set(found.products) == set(get_args(ProductForm))
+    assert set(found.products) == set(product_rates.FORMS)
     for form, curve in found.products.items():
         assert [point.rows for point in curve] == list(product_rates.ROWS)
         assert found.highest(form) >= max(point.operations for point in curve) > 1e6
@@ -143,7 +142,7 @@ def test_a_prediction_adds_up_what_a_limit_overlaps(tiny_bundle: Path) -> None:
     kinds: tuple[PassName, ...] = ("refresh", "step")
     for kind in kinds:
         cost = pass_cost(manifest, kind, sizes, Numbers("fp32", cpu=True))
-        between = handed_on(manifest, kind, sizes)
+        between = handed_on(manifest, kind, sizes, Numbers("fp32", cpu=True))
         found = predicted_ms(manifest, kind, sizes, RATES)
         assert found == pytest.approx(1e3 * (cost.operations / 1e10 + between / 1e9))
 
@@ -151,7 +150,7 @@ def test_a_prediction_adds_up_what_a_limit_overlaps(tiny_bundle: Path) -> None:
 def test_integers_have_limits_of_their_own(tiny_bundle: Path) -> None:
     manifest, sizes = Bundle.open(tiny_bundle).manifest, Sizes(1, 128, 32, 0)
     integers = manifest.model_copy(update={"quantization": Quantization(form="w8")})
-    twice = RATES.model_copy(update={"products": RATES.products | {"int8": (RatePoint(1, 2e10),)}})
+    twice = RATES.model_copy(update={"products": RATES.products | {"w8a8": (RatePoint(1, 2e10),)}})
     least = roofline(manifest, "refresh", sizes, twice)
     assert least == roofline(manifest, "refresh", sizes, RATES)
     assert least.bound == "arithmetic"
