@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lladav.bundle import Bundle
-from lladav.calib import CalibrationConfig, calibrate
 from lladav.export import ExportConfig, export
 from lladav.export.checkpoint import Checkpoint
 from lladav.export.coverage import linear_layers
@@ -154,14 +153,10 @@ def test_rows_of_zeros_stay_zeros() -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The tiny model in `w4`, with statistics of text alone."""
-    folder = tmp_path_factory.mktemp("gptq")
-    (folder / "prompts.txt").write_text("What is this?\n", "utf-8")
-    asked = CalibrationConfig(gen_length=8, steps=4)
-    calibrate(tiny_bundle, folder / "seen.npz", prompts=folder / "prompts.txt", config=asked)
-    config = ExportConfig(dtype="fp32", quantize="w4", statistics=folder / "seen.npz", verify=False)
-    return export(tiny_checkpoint, folder / "bundle", config)
+def exported(tiny_checkpoint: Path, seen: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny model in `w4`, with statistics."""
+    config = ExportConfig(dtype="fp32", quantize="w4", statistics=seen, verify=False)
+    return export(tiny_checkpoint, tmp_path_factory.mktemp("gptq") / "bundle", config)
 
 
 def migrated(bundle: Bundle, checkpoint: Path) -> Checkpoint:
