@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 _FORMS: dict[ProductForm, str] = {
-    **{"float": "float32 weights", "int8": "int8 weights, float32 inputs", "w8a8": "int8 weights and inputs"},
-    "attention": "attention",
+    **{"float": "float32 weights", "int8": "int8 weights, float32 inputs", "int4": "int4 weights"},
+    **{"w8a8": "int8 weights and inputs", "attention": "attention"},
 }
 
 

@@ -8,11 +8,15 @@ from collections.abc import Sequence
 
 from lladav.costs import ProductForm
 
-# Numbers of fields and types in ONNX's `onnx.proto3`.
-_IR_VERSION, _OPSET = 9, 20
-_FLOAT, _UINT8, _INT8 = 1, 2, 3
+BLOCK = 128
+"""Inputs that share a scale in int4."""
+
+# Numbers of fields and types in ONNX's `onnx.proto3`; int4 came with opset 21.
+_IR_VERSION, _OPSET = 10, 21
+_FLOAT, _UINT8, _INT8, _INT4 = 1, 2, 3, 22
 _INT_ATTRIBUTE, _INTS_ATTRIBUTE = 2, 7
-_ONE = {_FLOAT: struct.pack("<f", 1.0), _INT8: b"\x01"}
+_ONE = {_FLOAT: struct.pack("<f", 1.0), _INT8: b"\x01", _INT4: b"\x11"}
+_PACKED = {_INT4: 2}
 
 Shape = Sequence[int | str]
 """Sizes, and names of those that are open."""
@@ -22,13 +26,17 @@ def weights_product(form: ProductForm, inputs: int, outputs: int) -> bytes:
     """A model that multiplies `a` `[rows, inputs]` by weights to `c` `[rows, outputs]`, float32.
 
     Args:
-        form: `float`, `int8` or `w8a8`; all weights are 1.
-        inputs: of a layer.
+        form: of the weights, all of which are 1 times their scale, and of `a`.
+        inputs: of a layer, a multiple of `BLOCK`.
         outputs: of a layer.
     """
     weights = (inputs, outputs)
     if form == "float":
         tensors, nodes = [_tensor("w", _FLOAT, weights)], [_node("MatMul", "a", "w", to="c")]
+    elif form == "int4":
+        tensors = [_tensor("w", _INT4, weights), _tensor("scales", _FLOAT, (inputs // BLOCK, outputs))]
+        nodes = [_node("DequantizeLinear", "w", "scales", to="wide", axis=0, block_size=BLOCK)]
+        nodes.append(_node("MatMul", "a", "wide", to="c"))
     else:
         tensors = [_tensor("w", _INT8, weights), _tensor("scales", _FLOAT, (outputs,))]
         nodes = [_node("DequantizeLinear", "w", "scales", to="wide", axis=1)]
@@ -83,8 +91,10 @@ def _attribute(name: str, value: int | Sequence[int]) -> bytes:
 
 def _tensor(name: str, kind: int, shape: Sequence[int], item: bytes | None = None) -> bytes:
     """All of it the same item, which is 1."""
+    item = item or _ONE[kind]
+    count = math.prod(shape) // _PACKED.get(kind, 1)
     dims = b"".join(_number(1, size) for size in shape)
-    return dims + _number(2, kind) + _text(8, name) + _field(9, math.prod(shape) * (item or _ONE[kind]))
+    return dims + _number(2, kind) + _text(8, name) + _field(9, count * item)
 
 
 def _value(name: str, shape: Shape) -> bytes:

@@ -51,7 +51,10 @@ def test_products_of_attention() -> None:
 
 @pytest.mark.parametrize(
     ("form", "operators"),
-    [("float", ["MatMul"]), ("int8", ["MatMulNBits"]), ("w8a8", ["QuantizeLinear", "MatMulIntegerToFloat"])],
+    [
+        *(("float", ["MatMul"]), ("int8", ["MatMulNBits"]), ("int4", ["MatMulNBits"])),
+        ("w8a8", ["QuantizeLinear", "MatMulIntegerToFloat"]),
+    ],
 )
 def test_the_library_multiplies_as_in_bundles(form: ProductForm, operators: list[str], tmp_path: Path) -> None:
     options = session_options(1)
