@@ -154,6 +154,22 @@ def test_inspect_plans_gpu_memory(tiny_bundle: Path) -> None:
     assert plan["total"] == last["offset"] + last["bytes"]
 
 
+def test_inspect_shows_the_scales_of_an_int8_prompt(tiny_bundle_int8_kv: Path) -> None:
+    out = call("inspect", str(tiny_bundle_int8_kv), "--prompt", "512", "--canvas", "64")[0]
+    assert "fp32, prompt KV in int8" in out
+    # 2 layers of 4 heads of 512 positions: 8 codes, and one scale.
+    assert re.search(r"past_key_values\.\{0\.\.1\}\.key +int8 +1 x 4 x 512 x 8 +32\.8 kB", out)
+    assert re.search(r"past_key_values\.\{0\.\.1\}\.key_scale +float32 +1 x 4 x 512 x 1 +16\.4 kB", out)
+    found = json.loads(call("inspect", str(tiny_bundle_int8_kv), "--json")[0])
+    assert found["memory_bytes"]["prompt_kv"] == 2 * 2 * 4 * (8 + 4)
+
+
+def test_prompt_is_kept_in_int8_or_in_floats(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    _, err = call("export", str(tiny_checkpoint), str(tmp_path / "bundle"), "--prompt-kv", "int4", expect=2)
+    assert "--prompt-kv: Input should be 'int8'" in err
+    assert not any(tmp_path.iterdir())
+
+
 def test_inspect_prints_json(tiny_bundle: Path) -> None:
     found = json.loads(call("inspect", str(tiny_bundle), "--checksums", "--json")[0])
     assert found["checksums"] == "match"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,8 +38,6 @@ LLADA = LanguageGeometry(
 @pytest.fixture(scope="module")
 def llada(bundle_in: MakeBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that says it is LLaDA-V's language model; its files are the tiny model's."""
-    import shutil
-
     path = Path(shutil.copytree(bundle_in("fp16"), tmp_path_factory.mktemp("llada") / "bundle"))
     small = Manifest.read(path)
     buckets = Buckets(tiles=(1,), prompt=(896, 3650), canvas=(32, 128))
@@ -106,6 +105,20 @@ def test_estimate_of_activations_lies_above_what_was_measured(
     )
     assert refresh <= estimates[0] <= 1.2 * refresh
     assert step <= estimates[1]
+
+
+def test_int8_prompt_of_the_real_model(llada: Path, tmp_path: Path) -> None:
+    """In whatever precision is asked for: a byte per key and value, and a scale for each of 128."""
+    other = Path(shutil.copytree(llada, tmp_path / "int8"))
+    Manifest.read(other).model_copy(update={"prompt_kv": "int8"}).write(other)
+    plain, *found = (
+        predict(path, "orin-agx-64", canvas=32, precision=precision).rows[1]
+        for path, precision in ((llada, "fp16"), (other, "fp16"), (other, "int8"))
+    )
+    for row in found:
+        assert row.needs.prompt_kv == 3650 * (262_144 + 8_192)
+    saved = 3650 * (524_288 - 262_144 - 8_192)
+    assert plain.step_ms - found[0].step_ms == pytest.approx(saved / (0.76 * 204.8e9) * 1e3)
 
 
 def test_real_model_on_an_orin(llada: Path) -> None:
