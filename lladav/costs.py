@@ -285,7 +285,22 @@ def handed_on(manifest: Manifest, kind: PassName, sizes: Sizes, numbers: Numbers
     kept = (11 + 2 * 2) * g.kv_heads * g.head_size * window + 2 * 2 * g.kv_heads * g.head_size * (sizes.prompt - past)
     logits = 2 * wanted * g.vocab_rows if manifest.head_parts > 1 else 0
     floats = scores + computed * (wide + inner) + g.layers * kept + logits
-    return sizes.batch * (_FLOAT * floats + _rounding(g, window, wanted, numbers))
+    integers = _rounding(g, window, wanted, numbers)
+    if numbers.prompt_kv is not None:
+        integers += _int8_prompt(g, past, sizes.prompt - past, computed)
+    return sizes.batch * (_FLOAT * floats + integers)
+
+
+def _int8_prompt(g: LanguageGeometry, past: int, kept: int, computed: int) -> int:
+    """Bytes that keys and values in int8 cost more: those of the past are widened, those that are kept rounded.
+
+    Scales are multiplied with scores and with weights of the past.
+    """
+    widened = g.layers * 2 * g.kv_heads * past * ((1 + _FLOAT) * g.head_size + 2 * _FLOAT)
+    scaled = 2 * 2 * _FLOAT * g.heads * computed * past
+    # Magnitudes, the largest of them, quotients and codes; the scale, in three nodes.
+    vector = (6 * _FLOAT + 1) * g.head_size + 6 * _FLOAT
+    return widened + scaled + g.layers * 2 * g.kv_heads * kept * vector
 
 
 def _rounding(g: LanguageGeometry, window: int, wanted: int, numbers: Numbers) -> int:

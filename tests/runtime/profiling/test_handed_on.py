@@ -22,7 +22,7 @@ MULTIPLIES = {"MatMul", "FusedMatMul", "MatMulIntegerToFloat"}
 MOVES_NOTHING = {"If", "Reshape", "Shape", "Unsqueeze"}
 
 
-@pytest.mark.parametrize("form", [{}, {"quantize": "w8", "quantize_head": True}])
+@pytest.mark.parametrize("form", [{}, {"quantize": "w8", "quantize_head": True}, {"prompt_kv": "int8"}])
 def test_handed_on_is_what_nodes_read_and_write(tiny_checkpoint: Path, tmp_path: Path, form: dict[str, Any]) -> None:
     bundle = export(tiny_checkpoint, tmp_path / "bundle", ExportConfig(dtype="fp32", verify=False, **form))
     sizes, numbers = Sizes(1, 256, 32, 0), Numbers.of(bundle.manifest, cpu=True)
