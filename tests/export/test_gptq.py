@@ -81,7 +81,10 @@ def test_inputs_without_correlation_leave_rounding_to_nearest(seed: int, size: f
     rows = weights(draw)
     diagonal = size * np.exp(draw.standard_normal((2, BLOCK)))
     found = Compensation.of(np.eye(BLOCK) * diagonal[:, None]).round(rows, FORM, np.float32)
-    np.testing.assert_array_equal(found.codes, round_to_nearest(rows, FORM, np.float32).codes)
+    nearest = round_to_nearest(rows, FORM, np.float32)
+    steps = np.repeat(nearest.scales, FORM.block or 1, axis=1)
+    half_way = np.abs(np.abs(dequantized(nearest) - rows) / steps - 0.5) < 1e-5
+    assert ((found.codes == nearest.codes) | half_way).all()
 
 
 @given(seeds)
@@ -153,7 +156,7 @@ def test_rows_of_zeros_stay_zeros() -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_checkpoint: Path, seen: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def exported(seen: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The tiny model in `w4`, with statistics."""
     config = ExportConfig(dtype="fp32", quantize="w4", statistics=seen, verify=False)
     return export(tiny_checkpoint, tmp_path_factory.mktemp("gptq") / "bundle", config)
