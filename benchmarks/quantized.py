@@ -36,7 +36,19 @@ from lladav.runtime import Pipeline
 from lladav.runtime.denoiser import HostWindow
 
 REFRESH, STEP, HALF, ONE = "refresh", "step", "step, half of the canvas decided", "step, logits of one position"
-FORMS: tuple[QuantizedForm, ...] = ("w8", "w8a8", "w4")
+FORMS: dict[str, dict[str, Any]] = {
+    "w8": {"quantize": "w8"},
+    "w8a8": {"quantize": "w8a8"},
+    "w4": {"quantize": "w4"},
+    "w4 --widen-on-cpu": {"quantize": "w4", "widen_on_cpu": True},
+    "w8 --quantize-head": {"quantize": "w8", "quantize_head": True},
+    "w8a8 --quantize-head": {"quantize": "w8a8", "quantize_head": True},
+    "w4 --quantize-head": {"quantize": "w4", "quantize_head": True},
+    "w4 --quantize-head --widen-on-cpu": {"quantize": "w4", "quantize_head": True, "widen_on_cpu": True},
+}
+"""What an export is asked for, by the options' names."""
+STORED = tuple(name for name in FORMS if "widen" not in name)
+"""Forms whose files differ."""
 
 
 def passes(pipe: Pipeline) -> dict[str, partial[np.ndarray]]:
@@ -72,12 +84,14 @@ def sizes() -> dict[str, dict[str, int]]:
     language = geometry.language
     parts = head_parts(language, width=2)
     found = {}
-    for name in ("fp16", *FORMS):
+    for name in ("fp16", *STORED):
         forms = {}
         if name != "fp16":
             # Inputs' scales are constants of the graph: w8a8's weights are those of w8.
-            form: QuantizedForm = "w4" if name == "w4" else "w8"
-            forms = linear_forms(geometry, Quantization(form=form, block=INT4_BLOCK if form == "w4" else None))
+            form: QuantizedForm = "w4" if FORMS[name]["quantize"] == "w4" else "w8"
+            head = "quantize_head" in FORMS[name]
+            asked = Quantization(form=form, block=INT4_BLOCK if form == "w4" else None, head=head)
+            forms = linear_forms(geometry, asked)
         graphs = build_graphs(geometry, GraphForm("float16", parts, forms))
         found[name] = {graph.name: graph.weights_bytes for graph in graphs if graph.owns_weights}
         found[name]["embedding table"] = language.vocab_rows * language.hidden_size * 2
@@ -95,11 +109,11 @@ def measure_model(checkpoint: Path, work: Path, rounds: int, chosen: Sequence[st
     np.savez(work / "inputs.npz", **shown)
     calibrate(plain.path, work / "seen.npz", inputs=[work / "inputs.npz"])
     found = {}
-    for form in FORMS:
-        statistics = None if form == "w8" else work / "seen.npz"
-        changed = config.model_copy(update={"quantize": form, "statistics": statistics})
-        found[form] = measure(plain, export(checkpoint, work / form, changed), rounds, chosen)
-        shutil.rmtree(work / form)
+    for form, options in FORMS.items():
+        statistics = None if options["quantize"] == "w8" else work / "seen.npz"
+        changed = config.model_copy(update={**options, "statistics": statistics})
+        found[form] = measure(plain, export(checkpoint, work / "form", changed), rounds, chosen)
+        shutil.rmtree(work / "form")
         print(form, {kind: round(own["ratio"], 2) for kind, own in found[form].items()}, flush=True)
     return found
 
@@ -121,7 +135,7 @@ def speed_table(results: Mapping[str, Any]) -> Iterator[str]:
     for form in FORMS:
         cells = [f"{results['speed'][model][form][kind]['ratio']:.2f}" for model, kind in columns]
         yield f"| `{form}` | {' | '.join(cells)} |"
-    fp32 = [results["speed"][model][FORMS[0]][kind]["seconds"]["fp32"] for model, kind in columns]
+    fp32 = [next(iter(results["speed"][model].values()))[kind]["seconds"]["fp32"] for model, kind in columns]
     yield f"| fp32 takes | {' | '.join(f'{1e3 * float(np.median(times)):.0f} ms' for times in fp32)} |"
 
 

@@ -18,8 +18,9 @@ PADDED = -30000.0
 
 # What ONNX Runtime makes of integers when it loads a graph (docs/quantization.md).
 _INTEGERS = {
-    # Weights without integer inputs are multiplied in blocks, in which inputs are rounded to 8 bits. With a
-    # scale per 32 of them, as is the default, a product takes a fifth longer.
+    # Integer weights of inputs that the graph does not round, as in the vision tower and in 4 bits, are multiplied in
+    # blocks, in which inputs are rounded to 8 bits. With a scale per 32 of them, as is the default, a product takes
+    # a fifth longer.
     "session.qdq_matmulnbits_block_size": "128",
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.make_full_size import LAYERS, VISION_LAYERS, real_geometry, total_bytes
 from benchmarks.quantized import FORMS, HALF, STEP, size_table, sizes, slice_of_the_real_model, speed_table
 from lladav.costs import Numbers, weight_bytes
@@ -13,6 +15,10 @@ def test_sizes_are_of_the_real_model() -> None:
     found = {form: sum(own.values()) for form, own in files.items()}
     assert abs(found["fp16"] / total_bytes(real_geometry(LAYERS, VISION_LAYERS)) - 1) < 1e-3
     assert found["fp16"] > found["w8"] == found["w8a8"] > found["w4"]
+    head = real_geometry(LAYERS, VISION_LAYERS).language
+    for form in ("w8", "w8a8", "w4"):
+        saved = found[form] - found[f"{form} --quantize-head"]
+        assert saved == pytest.approx(head.vocab_rows * head.hidden_size, rel=2e-3)
     (line,) = (line for line in size_table(files) if "`fp16`" in line)
     assert f"**{found['fp16'] / 1e9:.2f}**" in line
 
