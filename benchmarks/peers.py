@@ -148,9 +148,9 @@ def same_picks(ours: OurPass, example: DiffusionExample) -> float:
 def operations(manifest: Manifest) -> tuple[int, int]:
     """Of our pass, and of one that computes all rows and their logits."""
     numbers = Numbers.of(manifest, cpu=True)
-    bucket = next(size for size in manifest.buckets.prompt if size >= PROMPT)
-    ours = pass_cost(manifest, "refresh", Sizes(1, bucket, CANVAS, 0), numbers)
-    theirs = pass_cost(manifest, "refresh", Sizes(1, PROMPT, CANVAS, 0), numbers, rows=PROMPT + CANVAS)
+    sizes = Sizes(1, PROMPT, CANVAS, 0)
+    ours = pass_cost(manifest, "refresh", sizes, numbers)
+    theirs = pass_cost(manifest, "refresh", sizes, numbers, rows=PROMPT + CANVAS)
     return ours.operations, theirs.operations
 
 

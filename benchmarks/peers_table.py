@@ -22,7 +22,7 @@ def report(results: dict[str, Any]) -> str:
         f"Runtime {machine['onnxruntime']}.",
         "## One pass without a cache",
         "1,000 prompt tokens and 64 masks. llama.cpp's example and the authors' loop compute logits of all 1,064 rows, "
-        "as they do in every pass of theirs; we compute those of the 64 masks, in a window of 1,088. The share of the "
+        "as they do in every pass of theirs; we compute those of the 64 masks. The share of the "
         "masks for which llama.cpp's first pass picks the token that our fp32 picks says whether weights and work are "
         "the same. GFLOPS are the products that a contestant runs, over its time.",
         "\n".join(_passes(results)),

@@ -65,7 +65,7 @@ class DeadlineKeeper:
         """
         started = perf_counter()
         fresh = list({p.digest or id(p): p for p in pictures if not self._reader.known(p)}.values())
-        window = self._denoiser.window(prompts, canvas, rows, cached=True)
+        window = self._denoiser.window(prompts, canvas, rows, cached=True, padded=True)
         spent = (started - began) * 1e3
         with clock.stage("warm_up"):
             measured = self._warm_up(window, fresh)

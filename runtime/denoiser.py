@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -43,13 +44,15 @@ class Denoiser:
         self._table = table or EmbeddingTable.of(bundle)
         self._window: HostWindow | None = None
 
-    def window(self, prompts: Sequence[int], canvas: int, rows: int, *, cached: bool = False) -> HostWindow:
+    def window(
+        self, prompts: Sequence[int], canvas: int, rows: int, *, cached: bool = False, padded: bool = False
+    ) -> HostWindow:
         """See `WindowMaker`."""
         size = window_size(self._manifest.buckets, prompts, canvas, rows)
         if self._window is None or self._window.size != size or (cached and not self._window.cached):
             self._window = None  # frees the old buffers before the new ones are made
             self._window = HostWindow(self._session, self._manifest, self._table, size, cached, self.threads)
-        self._window.lay_out(prompts, canvas)
+        self._window.lay_out(prompts, canvas, padded=padded)
         self._window.owner = None
         return self._window
 
@@ -68,14 +71,18 @@ class Denoiser:
 class HostWindow:
     """A `Window` whose buffers are arrays.
 
-    A refresh writes the prompt's keys and values to the one place where steps read them.
+    They have room for the buckets, of which prompts take as much as the longest of them is, unless they shall be
+    padded: nothing here is made for one length, and padding costs as much as a prompt. A refresh writes the
+    prompt's keys and values to the one place where steps read them.
 
     Attributes:
         size: B, prompt bucket and canvas bucket.
-        prompt: `[B, prompt bucket, D]` float32 input rows of the prompts.
+        prompt: `[B, P, D]` float32 input rows of the prompts, the longest of which has P.
         canvas: `[B, canvas bucket, D]` float32 input rows of answer and suffix.
         cached: whether there are buffers for `step`.
     """
+
+    prompt: np.ndarray
 
     def __init__(
         self, session: Any, manifest: Manifest, table: EmbeddingTable, size: Size, cached: bool, threads: int
@@ -90,56 +97,44 @@ class HostWindow:
         self._room = room_for(language.vocab_rows, threads)
         window = prompt + canvas
         self._vocabulary = language.vocab_rows
-        self._embeds = np.zeros((batch, window, language.hidden_size), np.float32)
-        self._positions = np.zeros((batch, window), np.int64)
-        self._bias = np.zeros((batch, 1, 1, window), np.float32)
-        self.prompt = self._embeds[:, :prompt]
+        self._width = language.hidden_size
+        self._embeds_room = np.zeros(batch * window * language.hidden_size, np.float32)
+        self._positions_room = np.zeros(batch * window, np.int64)
+        self._bias_room = np.zeros(batch * window, np.float32)
         self.canvas = np.zeros((batch, canvas, language.hidden_size), np.float32)
+        self._canvas_positions = np.zeros((batch, canvas), np.int64)
         self._rows = np.zeros(canvas, np.int64)
         self._logits = np.zeros(batch * canvas * language.vocab_rows, np.float32)
-
-        def caches(positions: int) -> dict[str, np.ndarray]:
-            arrays = kept_arrays(language, "float32", manifest.prompt_kv)
-            return {a.name: np.zeros((batch, a.heads, positions, a.width), a.dtype) for a in arrays}
-
-        kept = caches(prompt) if cached else {}
-        past = {f"{PAST}{name}": array for name, array in kept.items()}
-        present = {f"{PRESENT}{name}": array for name, array in kept.items()}
-        no_past = {f"{PAST}{name}": array for name, array in caches(0).items()}
-        whole: dict[str, np.ndarray] = {
-            "inputs_embeds": self._embeds,
-            "position_ids": self._positions,
-            "attention_bias": self._bias,
-            "keep": np.array([prompt if cached else 0]),
+        arrays = tuple(kept_arrays(language, "float32", manifest.prompt_kv))
+        self._kept_rooms = {a: np.zeros(batch * a.heads * prompt * a.width, a.dtype) for a in arrays if cached}
+        no_past = {f"{PAST}{a.name}": np.zeros((batch, a.heads, 0, a.width), a.dtype) for a in arrays}
+        self._keep = np.array([0])
+        self._refresh = BoundPass(session, {"keep": self._keep, **no_past}, {})
+        own: dict[str, np.ndarray] = {
+            "inputs_embeds": self.canvas,
+            "position_ids": self._canvas_positions,
+            "keep": np.array([0]),
         }
-        self._refresh = BoundPass(session, whole | no_past, present)
-        if cached:
-            self._canvas_positions = np.zeros((batch, canvas), np.int64)
-            own: dict[str, np.ndarray] = {
-                "inputs_embeds": self.canvas,
-                "position_ids": self._canvas_positions,
-                "attention_bias": self._bias,
-                "keep": np.array([0]),
-            }
-            self._step = BoundPass(session, own | past, {})
+        self._step = BoundPass(session, own, {})
+        self._make_as_long_as(prompt)
 
     @property
     def buffers(self) -> dict[str, tuple[np.ndarray, ...]]:
         """See `Denoiser`."""
-        own: list[np.ndarray] = [self._embeds, self._positions, self._bias, self.canvas, self._rows]
-        kept: list[np.ndarray] = []
-        if self.cached:
-            own.append(self._canvas_positions)
-            kept = [array for name, array in self._step.arrays.items() if name.startswith(PAST)]
-        return {"prompt KV": tuple(kept), "logits": (self._logits,), "inputs": tuple(own)}
+        rooms = (self._embeds_room, self._positions_room, self._bias_room)
+        inputs = (*rooms, self.canvas, self._canvas_positions, self._rows)
+        return {"prompt KV": tuple(self._kept_rooms.values()), "logits": (self._logits,), "inputs": inputs}
 
     @property
     def canvas_start(self) -> int:
         """Window position of the first canvas position."""
-        return self.size[1]
+        return self._longest
 
-    def lay_out(self, prompts: Sequence[int], canvas: int) -> None:
-        """Numbers the real positions and masks the padding."""
+    def lay_out(self, prompts: Sequence[int], canvas: int, *, padded: bool = False) -> None:
+        """Numbers the real positions and masks the padding; `padded` as in `WindowMaker`."""
+        longest = self.size[1] if padded else max(prompts)
+        if longest != self._longest:
+            self._make_as_long_as(longest)
         start = self.canvas_start
         self._lengths = list(prompts)
         self._positions[:] = 0
@@ -151,8 +146,26 @@ class HostWindow:
             self._bias[sequence, ..., :length] = 0
             self.prompt[sequence, length:] = 0
         self.canvas[:, canvas:] = 0
-        if self.cached:
-            self._canvas_positions[:] = self._positions[:, start:]
+        self._canvas_positions[:] = self._positions[:, start:]
+
+    def _make_as_long_as(self, longest: int) -> None:
+        """Cuts the arrays of the passes from their rooms, for a longest prompt of that length."""
+        batch, _, canvas = self.size
+        window = longest + canvas
+        self._longest = longest
+        self._embeds = _part(self._embeds_room, (batch, window, self._width))
+        self._positions = _part(self._positions_room, (batch, window))
+        self._bias = _part(self._bias_room, (batch, 1, 1, window))
+        self.prompt = self._embeds[:, :longest]
+        self._refresh.bind_input("inputs_embeds", self._embeds)
+        self._refresh.bind_input("position_ids", self._positions)
+        for bound in (self._refresh, self._step):
+            bound.bind_input("attention_bias", self._bias)
+        self._keep[0] = longest if self.cached else 0
+        for array, room in self._kept_rooms.items():
+            kept = _part(room, (batch, array.heads, longest, array.width))
+            self._refresh.bind_output(f"{PRESENT}{array.name}", kept)
+            self._step.bind_input(f"{PAST}{array.name}", kept)
 
     def place_prompt(self, sequence: int, embeds: np.ndarray) -> None:
         """See `Window`."""
@@ -187,3 +200,8 @@ class HostWindow:
         bound.bind_output("logits", logits)
         bound.run()
         return logits
+
+
+def _part(room: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The beginning of an array as one of that shape."""
+    return room[: math.prod(shape)].reshape(shape)

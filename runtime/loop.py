@@ -92,6 +92,7 @@ class Loop(ABC):
             length + len(request.suffix),
             length + prompt_rows,
             cached=request.knobs.refresh_interval != 1 or request.config.deadline_ms is not None,
+            padded=request.config.deadline_ms is not None,
         )
         answer = np.concatenate((self.canvases[0].ids, np.array(request.suffix, np.int64)))
         for number, prompt in enumerate(request.prompts):

@@ -1,8 +1,9 @@
 """The window of positions that a pass computes, as the loop sees it, wherever its buffers lie.
 
-The window is `[prompt | padding | canvas | padding]`: prompt and canvas each fill a bucket
-from its start. Padding is masked as a key and never asked for as a row, so it changes no
-answer; position ids count real positions only.
+The window is `[prompt | padding | canvas | padding]`: the canvas fills a bucket from its start, and so do
+prompts on a GPU, where passes are captured for a size. On the host prompts are padded to the longest
+of them alone, unless passes have to take a time that is known. Padding is masked as a key and never
+asked for as a row, so it changes no answer; position ids count real positions only.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Size = tuple[int, int, int]
 class Window(Protocol):
     """Inputs and outputs of the two passes over B sequences.
 
-    Positions of a window count from the start of the prompt's bucket; the canvas starts at
+    Positions of a window count from the start of the prompt; the canvas starts at
     `canvas_start` in every sequence, however long its prompt is.
 
     Attributes:
@@ -69,7 +70,9 @@ class Window(Protocol):
 class WindowMaker(Protocol):
     """A loaded denoiser."""
 
-    def window(self, prompts: Sequence[int], canvas: int, rows: int, *, cached: bool = False) -> Window:
+    def window(
+        self, prompts: Sequence[int], canvas: int, rows: int, *, cached: bool = False, padded: bool = False
+    ) -> Window:
         """A window for that many positions; the last one's buffers are used again where they fit.
 
         Args:
@@ -77,6 +80,8 @@ class WindowMaker(Protocol):
             canvas: answer and suffix positions.
             rows: rows of logits that one pass computes at most.
             cached: whether `Window.step` will be called.
+            padded: whether prompts shall fill their bucket wherever they are computed, so that passes of one
+                size take one time.
 
         Raises:
             PromptError: no prompt bucket is large enough.

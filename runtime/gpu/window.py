@@ -67,13 +67,15 @@ class GpuDenoiser:
         self._windows: dict[Size, GpuWindow] = {}
         self._runners: dict[tuple[Size, int, bool], StepRunner] = {}
 
-    def window(self, prompts: Sequence[int], canvas: int, rows: int, *, cached: bool = False) -> GpuWindow:
-        """See `WindowMaker`; every window has keys and values for steps.
+    def window(
+        self, prompts: Sequence[int], canvas: int, rows: int, *, cached: bool = False, padded: bool = False
+    ) -> GpuWindow:
+        """See `WindowMaker`; every window has keys and values for steps, and prompts that fill their bucket.
 
         Raises:
             PromptError, OptionError: also where there is no memory for that size.
         """
-        del cached
+        del cached, padded
         size = window_size(self._model.manifest.buckets, prompts, canvas, rows)
         _check_room(size, self._model.memory.plan.sizes)
         for other in self._windows.values():

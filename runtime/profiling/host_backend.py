@@ -23,10 +23,12 @@ from lladav.runtime.window import Size, window_size
 
 
 def _size(pipeline: Pipeline, asking: Asking, answer: Answer) -> Size:
-    """Of the window that an answer's passes computed."""
+    """Of the window that an answer's passes computed: as long as the prompt on the host, unless it had a deadline."""
     length = len(answer.steps[0].canvas)
     sequences = 2 if asking.config.cfg_scale > 0 else 1
-    return window_size(pipeline.bundle.manifest.buckets, [answer.prompt_tokens] * sequences, length, length)
+    size = window_size(pipeline.bundle.manifest.buckets, [answer.prompt_tokens] * sequences, length, length)
+    padded = asking.config.deadline_ms is not None or not isinstance(pipeline.denoiser, Denoiser)
+    return size if padded else (size[0], answer.prompt_tokens, size[2])
 
 
 def limits_of(pipeline: Pipeline, asking: Asking, answer: Answer, probe: Probe | None) -> Limits | None:

@@ -17,6 +17,7 @@ from lladav.runtime import Answer, GenerationConfig, Pipeline, Question, StepEve
 from lladav.runtime.config import generation_config
 from lladav.runtime.denoiser import HostWindow
 from lladav.runtime.pacing import Pacer, pass_key
+from lladav.runtime.results import PassKind
 
 PROMPT = [5, 17, 80, 33, 60]
 
@@ -138,7 +139,10 @@ def test_what_lies_behind_a_stop_is_not_forced(pipeline: Pipeline, monkeypatch: 
 def test_stale_times_do_not_refuse_for_ever(pipeline: Pipeline) -> None:
     config = GenerationConfig(gen_length=16, deadline_ms=5000)
     size = pipeline.denoiser.window([5], 16, 16, cached=True).size
-    pipeline.times.add(pass_key("refresh", size), 60_000.0)
+    kinds: tuple[PassKind, ...] = ("refresh", "step")
+    for kind in kinds:
+        for _ in range(20):
+            pipeline.times.add(pass_key(kind, size), 60_000.0)
     assert pipeline.generate(prompt_ids=PROMPT, config=config).finish_reason != "deadline"
 
 
