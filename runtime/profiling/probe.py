@@ -1,9 +1,9 @@
 """What this machine's memory and cores reach, measured once and kept.
 
-Two rates are for limits, each the best of many short runs, since a machine is never slower by itself than
-it was at its best: copies between arrays that no cache holds, and a matrix product of the library that
-computes the passes, on data that a cache does. Predictions take curves of what products usually reach
-(`product_rates`).
+Every rate is the best of many short runs, since a machine is never slower by itself than it was at its
+best. Two are for limits: copies between arrays that no cache holds, and a matrix product of the library
+that computes the passes, on data that a cache does. Predictions take curves of products as passes have
+them (`product_rates`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lladav.costs import ProductForm
 from lladav.errors import BackendError
 from lladav.machine import examine
 from lladav.runtime.profiling.product_graph import plain_product
-from lladav.runtime.profiling.product_rates import FORMS, ROWS, Curve, measure_products
+from lladav.runtime.profiling.product_rates import FORMS, ROWS, Curve, measure_products, shortest
 from lladav.runtime.sessions import session_options
 
 SECONDS = 8.0
@@ -48,7 +48,7 @@ class Probe(BaseModel):
         threads: that took part.
         bandwidth: bytes a second that copies read and write, at best.
         operations: of float32 matrix products, a second, at best.
-        products: what products of each form usually reach, by their rows.
+        products: what products of each form reach on weights that no cache holds, by their rows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -137,7 +137,7 @@ class _Copies:
         def copy() -> None:
             list(self._pool.map(lambda part: np.copyto(*part), self._parts))
 
-        return 2 * _COPIED / _shortest(copy, seconds, clock)
+        return 2 * _COPIED / shortest(copy, seconds, clock)
 
 
 class _Products:
@@ -153,16 +153,7 @@ class _Products:
 
     def best(self, seconds: float, clock: Callable[[], float]) -> float:
         """Operations a second."""
-        return self._operations / _shortest(lambda: self._session.run(None, self._feeds), seconds, clock)
-
-
-def _shortest(action: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
-    """Seconds of the fastest of as many calls as there is time for."""
-    shortest, end = float("inf"), clock() + seconds
-    while (began := clock()) < end:
-        action()
-        shortest = min(shortest, clock() - began)
-    return shortest
+        return self._operations / shortest(lambda: self._session.run(None, self._feeds), seconds, clock)
 
 
 def _file(threads: int) -> Path:

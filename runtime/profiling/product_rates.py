@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
-from statistics import median
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -81,7 +80,7 @@ def measure_products(threads: int, each: float, clock: Callable[[], float]) -> d
 def _curve(session: Any, form: ProductForm, each: float, clock: Callable[[], float]) -> Iterator[RatePoint]:
     for rows in ROWS:
         feeds, operations = _attention(rows) if form == "attention" else _layer(rows)
-        taken = typical(partial(session.run, None, feeds), each, clock)
+        taken = shortest(partial(session.run, None, feeds), each, clock)
         yield RatePoint(rows, operations / taken)
 
 
@@ -96,13 +95,12 @@ def _attention(rows: int) -> tuple[dict[str, np.ndarray], int]:
     return {"q": np.ones((1, heads, rows, size), np.float32), "k": past, "v": past}, 4 * heads * rows * keys * size
 
 
-def typical(action: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
-    """The median time of as many calls as there is time for, after one that does not count."""
-    action()
+def shortest(action: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
+    """Seconds of the fastest of as many calls as there is time for, a few at least."""
     times: list[float] = []
     end = clock() + seconds
     while len(times) < _FEWEST or clock() < end:
         began = clock()
         action()
         times.append(clock() - began)
-    return median(times)
+    return min(times)

@@ -93,7 +93,7 @@ class PassLimit(_Frozen):
         ms: least time, of the dearer of the two.
         bound: what bounds the measured pass.
         share: `ms` by the measured median, without what it waited for a core: 1 is the limit.
-        predicted_ms: what such a pass usually takes here; None for those over pictures.
+        predicted_ms: what such a pass was predicted to take here; None for those over pictures.
     """
 
     bytes: NonNegativeInt

@@ -36,7 +36,7 @@ def roofline(manifest: Manifest, kind: PassName, sizes: Sizes, probe: Probe, row
 def predicted_ms(manifest: Manifest, kind: PassName, sizes: Sizes, probe: Probe, rows: int | None = None) -> float:
     """The time that a refresh or step is predicted to take, one part after the other.
 
-    Products take what those of their form and rows usually take here, and what other nodes read and write moves at
+    Products take what those of their form and rows take here, and what other nodes read and write moves at
     the rate of copies. Arguments as in `roofline`.
     """
     numbers = Numbers.of(manifest, cpu=True)
