@@ -111,7 +111,7 @@ def _with_rest(table: Table, profile: Profile) -> Table:
 
 
 def _passes(profile: Profile) -> Table:
-    columns = ("pass", "p50", "predicted", "limit", "of it", "moves", "operations", "bound by")
+    columns = ("pass", "p50", "predicted", "limit", "of it", "moves", "runs", "bound by")
     table = screen.table("Passes against this machine's limit, milliseconds", *columns, numbers=tuple(range(1, 7)))
     for name, found in profile.passes.items():
         cells = [""] * 6
