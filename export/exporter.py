@@ -97,7 +97,7 @@ def export(
     width = ELEMENT_BITS[compute] // 8
     statistics = Statistics.open(config.statistics) if config.statistics else None
     integers = _integers(config, source, geometry, statistics, progress)
-    parts = config.head_parts or head_parts(geometry.language, width)
+    parts = config.head_parts or head_parts(geometry.language, width, quantized=config.quantize_head)
     form = GraphForm(compute, parts, integers.forms, prompt_kv=config.prompt_kv)
     builders = build_graphs(geometry, form)
     table = rows * geometry.language.hidden_size * width

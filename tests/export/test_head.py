@@ -112,4 +112,5 @@ def test_real_head_is_split_by_itself() -> None:
         **{"vocab_rows": 126_349, "rope_theta": 5e5, "rms_norm_eps": 1e-5, "max_positions": 16384},
     )
     assert head_parts(real, width=2) == 8
+    assert head_parts(real, width=2, quantized=True) == 16
     assert head_parts(real.model_copy(update={"vocab_rows": 2291, "hidden_size": 256}), width=4) == 1
