@@ -238,7 +238,8 @@ class Table:
         """The section of `docs/quality.md`."""
         one = self._found[self._reference]
         yield (
-            f"Written by `benchmarks/quantized_quality.py`: {len(one.texts)} questions about held-out drawings "
+            "Written by `python -m benchmarks.quantized_quality --data node_modules --cache CACHE --work WORK --page "
+            f"docs/quality.md`: {len(one.texts)} questions about held-out drawings "
             f"({', '.join(STYLES)}), preset `balanced`. Right is an exact match of the whole answer; lost and won are "
             "answers that only the reference has right, and only the other. Tokens, margins and KL, in nats, are of "
             f"{one.steps.rows:,} rows of the passes of {one.asked} of the questions, on the reference's canvases "
