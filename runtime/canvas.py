@@ -76,6 +76,11 @@ class Canvas:
         return len(self.ids)
 
     @property
+    def alone(self) -> bool:
+        """Whether there are no masks in the prompt, so that rows are positions of the canvas."""
+        return len(self.ids) == len(self.positions)
+
+    @property
     def stop(self) -> int | None:
         """Canvas position of the earliest stop so far."""
         return self._stops.position
@@ -109,6 +114,8 @@ class Canvas:
     def candidates(self, *, whole: bool = False) -> np.ndarray:
         """Rows that may be committed now, in order; `whole` looks beyond the current block."""
         limit = self.stop if self.stop is not None else self.length if whole else self._end
+        if self.alone:
+            return np.flatnonzero(self.masked[:limit])
         return np.flatnonzero(self.masked & (self.positions < limit))
 
     def restrictions(self, rows: np.ndarray) -> dict[int, Restriction]:
@@ -132,9 +139,13 @@ class Canvas:
 
     def commit(self, rows: np.ndarray) -> None:
         """Decides rows `[k]` int64 as the model picked; a mask token leaves its row masked."""
-        self.masked[rows] = self._is_mask[self.tokens[rows]]
-        own = rows[rows < self.length]
-        self.ids[own] = self.tokens[own]
+        picked = self.tokens[rows]
+        self.masked[rows] = self._is_mask[picked]
+        if self.alone:
+            self.ids[rows] = picked
+        else:
+            own = rows[rows < self.length]
+            self.ids[own] = self.tokens[own]
 
     def commit_in_hole(self, row: int) -> list[int]:
         """Decides a row of a template as the model picked, and what follows from it; returns all rows decided."""

@@ -8,9 +8,8 @@ kept, as in Fast-dLLM's prefix cache (arXiv 2505.22618).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,8 +26,7 @@ from lladav.runtime.tracing import span
 from lladav.runtime.window import WindowMaker
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """One canvas in one pass.
 
     Attributes:
@@ -132,11 +130,13 @@ class DenoisingLoop(Loop):
         canvas = self.canvases[number]
         candidates = canvas.candidates(whole=last)
         # Masks inside the prompt keep what the last refresh said of them.
-        everything = kind == "refresh" or canvas.length == len(canvas.positions)
-        computed = candidates if everything else candidates[candidates < canvas.length]
+        whole = kind == "refresh" or canvas.alone
+        computed = candidates if whole else candidates[candidates < canvas.length]
         return Turn(canvas, number, quota, candidates, computed)
 
     def _window_positions(self, turn: Turn) -> np.ndarray:
+        if turn.canvas.alone:
+            return self._window.canvas_start + turn.computed
         positions = turn.canvas.positions[turn.computed]
         prompt = len(self._request.prompts[turn.number])
         places: np.ndarray = np.where(positions < 0, prompt + positions, self._window.canvas_start + positions)
@@ -223,7 +223,7 @@ class DenoisingLoop(Loop):
     def _write(self, number: int, rows: np.ndarray) -> None:
         """Gives the model what was decided; the unconditional sequence of guidance keeps its masked prompt."""
         canvas = self.canvases[number]
-        own = rows[rows < canvas.length] if canvas.length < len(canvas.positions) else rows
+        own = rows if canvas.alone else rows[rows < canvas.length]
         places = self._window.canvas_start + own
         self._window.place(number, places, canvas.ids[own])
         if self._guided:

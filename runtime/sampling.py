@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,7 @@ _DIRECT = 64.0
 _NOTHING = np.float32(-104.0)
 
 
-@dataclass(frozen=True)
-class Picks:
+class Picks(NamedTuple):
     """What R rows of logits say.
 
     Attributes:

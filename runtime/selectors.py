@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,8 +30,7 @@ _USED_BY: dict[str, SelectorName] = {
 """Every parameter with the selector that it belongs to."""
 
 
-@dataclass(frozen=True)
-class Scores:
+class Scores(NamedTuple):
     """What a pass says about the n positions that may be committed, in the order of the canvas.
 
     Attributes:
