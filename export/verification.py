@@ -40,9 +40,10 @@ TOLERANCES: dict[Precision, Tolerance] = {
     "bf16": Tolerance(stored=2.0**-8, layer=20 * 2.0**-8, whole=100 * 2.0**-8),
 }
 # An input that lies between two integers becomes the one or the other, depending on what was rounded
-# before, and then differs by a step of 1/127 of the range. Measured on the demo checkpoint in fp16: 0.04
-# per layer and 0.06 in all; in fp32, where nearly none is rounded the other way, as without integers.
-_INT8_INPUTS = Tolerance(stored=0.0, layer=0.08, whole=0.12)
+# before, and then differs by a step of 1/127 of the range. Measured in fp16: 0.04 per layer and 0.06 in all on the
+# demo checkpoint, 0.19 in all with random weights and sharp attention; in fp32, where nearly none is rounded the
+# other way, as without integers.
+_INT8_INPUTS = Tolerance(stored=0.0, layer=0.08, whole=TOLERANCES["bf16"].whole)
 # ONNX Runtime on the CPU rounds what it multiplies with integers to 8 bits by itself; 0.18 was measured.
 _INTEGERS_ON_CPU = TOLERANCES["bf16"]
 # Of keys and values of the prompt in int8, held against those that are not rounded: 0.01 was measured on the demo
