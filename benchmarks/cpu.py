@@ -95,6 +95,7 @@ class JointStep:
             "position_ids": prompt + np.arange(CANVAS)[None],
             "attention_bias": np.zeros((1, 1, 1, prompt + CANVAS), np.float32),
             "rows": np.arange(rows),
+            "kept": np.zeros(0, np.int64),
         }
         for spec in self._bundle.manifest.graphs["denoiser"].inputs:
             if spec.name not in inputs:
