@@ -33,12 +33,13 @@ from benchmarks.peers_table import report
 from lladav.bundle import Bundle
 from lladav.calib import calibrate
 from lladav.calib.passes import refresh_inputs
-from lladav.costs import Numbers, pass_cost
+from lladav.costs import pass_cost
 from lladav.errors import BackendError, LladavError
 from lladav.export.checkpoint import Checkpoint
 from lladav.export.config import ExportConfig
 from lladav.export.exporter import export
 from lladav.export.streamed_reference import StreamedReference
+from lladav.linear_layers import Numbers
 from lladav.manifest import Manifest
 from lladav.memory_plan import Sizes
 from lladav.runtime import GenerationConfig, Pipeline

@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from lladav.bundle import Bundle
-from lladav.costs import Numbers, PassName, pass_cost
+from lladav.costs import pass_cost
 from lladav.engines.prediction import rates_of
 from lladav.engines.target import Target
+from lladav.linear_layers import Numbers
 from lladav.manifest import Manifest
 from lladav.memory_plan import BYTES, Sizes, default_sizes
+from lladav.products import PassName
 from lladav.records import EngineRecord
 
 NAMED = 10

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lladav.costs import Numbers, weight_bytes
+from lladav.costs import weight_bytes
 from lladav.geometry import LanguageGeometry
+from lladav.linear_layers import Numbers
 from lladav.manifest import Manifest
 from lladav.memory_plan import Sizes, most_tiles, plan_memory
 from lladav.prompt_kv import PAST

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from lladav.bundle import Bundle
-from lladav.costs import Bound, Numbers, Rates, pass_cost
+from lladav.costs import Bound, Rates, pass_cost
 from lladav.engines.needs import Needs, memory_needs
 from lladav.engines.profiles import BATCH
 from lladav.engines.target import EnginePrecision, Target, load_target
 from lladav.errors import EngineError
+from lladav.linear_layers import Numbers
 from lladav.manifest import INT4_BLOCK, Manifest, Precision, Quantization
 from lladav.memory_plan import BYTES, Sizes, check_sizes, default_canvas
 from lladav.records import engine_precision

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lladav.bundle import Bundle
-from lladav.costs import Numbers
 from lladav.engines.here import Here, describe
 from lladav.engines.library import INSTALL
 from lladav.engines.needs import memory_needs
 from lladav.engines.profiles import graph_profiles
 from lladav.engines.target import load_target, target_names
 from lladav.errors import EngineError
+from lladav.linear_layers import Numbers
 from lladav.records import EngineRecord, Library, build_command, read_records
 
 # CUDA's minor version compatibility: the oldest driver that runs a major version.

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from node_costs import counted
 from onnx import TensorProto, helper
 
-from lladav.costs import Cost, Numbers, PassName, Rates, pass_cost, weight_bytes
+from lladav.costs import Cost, Rates, pass_cost, weight_bytes
 from lladav.export.exporter import build_graphs
 from lladav.export.graph_form import GraphForm, linear_forms
 from lladav.geometry import Geometry, LanguageGeometry, VisionGeometry
+from lladav.linear_layers import Numbers
 from lladav.manifest import Manifest, Precision, PromptKV, Quantization
 from lladav.memory_plan import Sizes
+from lladav.products import PassName
 
 COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 LANGUAGE = LanguageGeometry(

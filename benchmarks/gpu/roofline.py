@@ -7,8 +7,10 @@ from typing import Any
 
 from benchmarks.gpu.finding import CannotRunError
 from lladav.bundle import Bundle
-from lladav.costs import Numbers, PassName, Rates, pass_cost
+from lladav.costs import Rates, pass_cost
+from lladav.linear_layers import Numbers
 from lladav.memory_plan import Sizes
+from lladav.products import PassName
 from lladav.runtime.gpu.device import Device
 
 COPIED = 1 << 30

@@ -11,7 +11,7 @@ from lladav.cli import screen
 from lladav.errors import OptionError
 
 if TYPE_CHECKING:
-    from lladav.costs import ProductForm
+    from lladav.linear_layers import ProductForm
     from lladav.runtime.profiling.prediction import CpuRow, PredictedPass
     from lladav.runtime.profiling.probe import Probe
 

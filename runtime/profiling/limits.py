@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
-from lladav.costs import Numbers, PassName, Roofline, pass_products
+from lladav.costs import Roofline
+from lladav.linear_layers import Numbers
 from lladav.manifest import Manifest
 from lladav.memory_plan import Sizes
+from lladav.products import PassName, pass_products
 from lladav.runtime.profiling.probe import Probe
 from lladav.runtime.profiling.record import MachineRates, PassLimit
 from lladav.runtime.profiling.roofline import held_up_by, predicted_ms, roofline

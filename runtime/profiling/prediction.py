@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from lladav.bundle import Bundle
-from lladav.costs import PassName, Roofline
+from lladav.costs import Roofline
 from lladav.memory_plan import Sizes, check_sizes
+from lladav.products import PassName
 from lladav.runtime.denoiser import Denoiser
 from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.profiling.probe import Probe

@@ -24,8 +24,8 @@ import onnxruntime as ort
 import platformdirs
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
-from lladav.costs import ProductForm
 from lladav.errors import BackendError
+from lladav.linear_layers import ProductForm
 from lladav.machine import examine
 from lladav.runtime.profiling.product_graph import plain_product
 from lladav.runtime.profiling.product_rates import FORMS, ROWS, Curve, measure_products, shortest

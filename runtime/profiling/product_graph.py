@@ -6,7 +6,7 @@ import math
 import struct
 from collections.abc import Sequence
 
-from lladav.costs import ProductForm
+from lladav.linear_layers import ProductForm
 
 BLOCK = 128
 """Inputs that share a scale in int4."""

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import onnxruntime as ort
 
-from lladav.costs import Product, ProductForm
+from lladav.linear_layers import ProductForm
+from lladav.products import Product
 from lladav.runtime.profiling.product_graph import attention_products, weights_product
 from lladav.runtime.sessions import session_options
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lladav.costs import Bound, Numbers, PassName, Roofline, handed_on, pass_cost, pass_products
+from lladav.costs import Bound, Roofline, pass_cost
+from lladav.handed_on import handed_on
+from lladav.linear_layers import Numbers
 from lladav.manifest import Manifest
 from lladav.memory_plan import Sizes
+from lladav.products import PassName, pass_products
 from lladav.runtime.profiling.probe import Probe
 from lladav.runtime.profiling.product_rates import seconds
 

@@ -31,8 +31,9 @@ from benchmarks.gpu.finding import CannotRunError, Finding, Table, verdict, writ
 from benchmarks.gpu.rig import Rig, each_backend
 from lladav.backends import Limits
 from lladav.bundle import Bundle
-from lladav.costs import Numbers, Rates, weight_bytes
+from lladav.costs import Rates, weight_bytes
 from lladav.errors import BackendError, EngineError
+from lladav.linear_layers import Numbers
 from lladav.memory_plan import Sizes
 from lladav.runtime.gpu.device import Device
 from lladav.runtime.gpu.executable import Executable

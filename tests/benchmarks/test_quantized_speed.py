@@ -6,8 +6,9 @@ import pytest
 
 from benchmarks.make_full_size import LAYERS, VISION_LAYERS, real_geometry, total_bytes
 from benchmarks.quantized import FORMS, HALF, STEP, size_table, sizes, slice_of_the_real_model, speed_table
-from lladav.costs import Numbers, weight_bytes
+from lladav.costs import weight_bytes
 from lladav.geometry import Geometry
+from lladav.linear_layers import Numbers
 
 
 def test_sizes_are_of_the_real_model() -> None:

@@ -15,9 +15,10 @@ from test_builder import fused_attentions
 from benchmarks import make_full_size
 from benchmarks.export_full_size import anonymous_bytes
 from lladav.bundle import Bundle
-from lladav.costs import Numbers, weight_bytes
+from lladav.costs import weight_bytes
 from lladav.engines import read_records
 from lladav.engines.builder import memory_per_weight
+from lladav.linear_layers import Numbers
 from lladav.machine import examine
 from lladav.manifest import INT4_BLOCK, Quantization, QuantizedForm
 

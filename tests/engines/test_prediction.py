@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from lladav.costs import Numbers
 from lladav.engines import predict
 from lladav.engines.needs import activation_bytes, memory_needs
 from lladav.engines.prediction import implications, unsplit_head
 from lladav.engines.target import EnginePrecision, load_target
 from lladav.errors import EngineError, OptionError
 from lladav.geometry import Geometry, LanguageGeometry
+from lladav.linear_layers import Numbers
 from lladav.manifest import Buckets, Manifest, Precision, Quantization
 from lladav.memory_plan import IDS
 

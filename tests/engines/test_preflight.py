@@ -16,13 +16,13 @@ import pytest
 import lladav.engines.here
 import lladav.engines.preflight
 from lladav.bundle import Bundle
-from lladav.costs import Numbers
 from lladav.engines import find_engines, read_records
 from lladav.engines.here import Here, describe
 from lladav.engines.needs import memory_needs
 from lladav.engines.preflight import check_engines, needed_bytes, preflight
 from lladav.errors import EngineError
 from lladav.inspect import inspect
+from lladav.linear_layers import Numbers
 from lladav.machine import Gpu, Machine, Memory
 from lladav.manifest import FileEntry, sealed
 from lladav.records import EngineRecord

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lladav.costs import Numbers, PassName, handed_on
 from lladav.export import ExportConfig, export
+from lladav.handed_on import handed_on
+from lladav.linear_layers import Numbers
 from lladav.memory_plan import Sizes
+from lladav.products import PassName
 from lladav.runtime.denoiser import GRAPH, HostWindow
 from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.sessions import open_session

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lladav.costs import Product, ProductForm
+from lladav.linear_layers import ProductForm
+from lladav.products import Product
 from lladav.runtime.profiling.product_graph import attention_products, plain_product, weights_product
 from lladav.runtime.profiling.product_rates import FORMS, RatePoint, seconds
 from lladav.runtime.sessions import session_options

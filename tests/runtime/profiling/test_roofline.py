@@ -10,10 +10,13 @@ import pytest
 from machine_rates import even_rates
 
 from lladav.bundle import Bundle
-from lladav.costs import Numbers, PassName, Roofline, handed_on, pass_cost
+from lladav.costs import Roofline, pass_cost
 from lladav.errors import BackendError
+from lladav.handed_on import handed_on
+from lladav.linear_layers import Numbers
 from lladav.manifest import Quantization
 from lladav.memory_plan import Sizes
+from lladav.products import PassName
 from lladav.runtime.profiling import probe as probing
 from lladav.runtime.profiling import product_rates
 from lladav.runtime.profiling.prediction import PredictedPass, predict_here
