@@ -10,9 +10,9 @@ from lladav.geometry import LanguageGeometry
 from lladav.manifest import TensorType
 from lladav.prompt_kv import PAST, PRESENT, kept_arrays
 
-_LARGEST_CODE = 127
+LARGEST_CODE = 127
 # A vector of zeros has to be divided by something.
-_LEAST_SCALE = 1e-12
+LEAST_SCALE = 1e-12
 
 
 class PromptKVTensors:
@@ -71,7 +71,7 @@ class PromptKVTensors:
         b = self._b
         vectors = b.cast(vectors, "float32", self._floats)
         largest = b.op("ReduceMax", b.op("Abs", vectors), b.constant([3], "int64"), keepdims=1, name="largest")
-        step = b.op("Mul", largest, b.constant(1 / _LARGEST_CODE, "float32"))
-        scale = b.op("Max", step, b.constant(_LEAST_SCALE, "float32"), name="scale")
+        step = b.op("Mul", largest, b.constant(1 / LARGEST_CODE, "float32"))
+        scale = b.op("Max", step, b.constant(LEAST_SCALE, "float32"), name="scale")
         one, zero = b.constant(1.0, "float32"), b.constant(0, "int8")
         return Kept(b.op("QuantizeLinear", b.op("Div", vectors, scale), one, zero, name="codes"), scale)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from lladav.bundle import Bundle
 from lladav.export.graph_pieces import GraphPieces
 from lladav.export.progress import Progress
+from lladav.export.prompt_kv_graph import LARGEST_CODE, LEAST_SCALE
 from lladav.export.streamed_reference import StreamedReference
 from lladav.export.verification import (
     Comparison,
@@ -163,8 +164,11 @@ class LayerByLayer:
                 if name.startswith(f"{PRESENT}{i}.")
             }
             for name, expected in (("key", layer.key), ("value", layer.value)):
-                real = {part: kept[part][:, :, window.real] for part in kept if part.startswith(f"{i}.{name}")}
-                cache.add(_unrounded(expected, *real.values()), expected, f"{layer.scope} {name}")
+                real = {part: array[:, :, window.real] for part, array in kept.items()}
+                scale, where = real.get(f"{i}.{name}_scale"), f"{layer.scope} {name}"
+                cache.add(_unrounded(expected, real[f"{i}.{name}"], scale), expected, where)
+                if scale is not None:
+                    cache.add(scale, _scales(expected), f"{where} scale")
             step_pass |= {f"{PAST}{name}": array[:, :, : window.canvas_start] for name, array in kept.items()}
             step_pass |= piece.run(step_pass)
             stream = piece.outputs[-1]
@@ -223,6 +227,12 @@ def _unrounded(expected: Floats, kept: npt.NDArray[Any], scale: Floats | None = 
         return kept
     nearest: Floats = np.clip(expected, (kept - 0.5) * scale, (kept + 0.5) * scale)
     return nearest
+
+
+def _scales(vectors: Floats) -> Floats:
+    """What 1 stands for in codes of vectors `[B, H, K, Dh]`: `[B, H, K, 1]`."""
+    scales: Floats = np.maximum(np.abs(vectors).max(axis=3, keepdims=True) / LARGEST_CODE, LEAST_SCALE)
+    return scales
 
 
 class _Window:

@@ -186,7 +186,16 @@ def test_verification_passes(tmp_path: Path, precision: Precision) -> None:
     assert verify(bundle.path, tmp_path / f"checkpoint-{HEADS}").passed
 
 
-def test_verification_finds_codes_that_are_not_the_nearest(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("harmed", "operator", "inputs", "where"),
+    [
+        pytest.param("QuantizeLinear", "Ceil", 1, "layers.1 key", id="up instead of to the nearest"),
+        pytest.param("Max", "Sum", 4, "layers.1 key scale", id="steps four times too coarse"),
+    ],
+)
+def test_verification_finds_integers_that_are_not_the_best(
+    tmp_path: Path, harmed: str, operator: str, inputs: int, where: str
+) -> None:
     pytest.importorskip("torch")
     from lladav.export.verification import DeviationError
     from lladav.export.verify import verify
@@ -194,14 +203,11 @@ def test_verification_finds_codes_that_are_not_the_nearest(tmp_path: Path) -> No
     bundle = bundle_of(tmp_path)
     file = bundle.file("denoiser.onnx")
     model = onnx.load(str(file), load_external_data=False)
-    rounding = next(node for node in model.graph.node if node.name == "layers.1/self_attn/codes")
-    # Up instead of to the nearest.
-    position = list(model.graph.node).index(rounding)
-    model.graph.node.insert(
-        position, helper.make_node("Ceil", [rounding.input[0]], ["up"], name="layers.1/self_attn/up")
-    )
-    rounding = model.graph.node[position + 1]
-    rounding.input[0] = "up"
+    nodes = model.graph.node
+    position = next(i for i, n in enumerate(nodes) if n.op_type == harmed and n.name.startswith("layers.1/self_attn/"))
+    given = [nodes[position].input[0]] * inputs
+    nodes.insert(position, helper.make_node(operator, given, ["wrong"], name="layers.1/self_attn/wrong"))
+    nodes[position + 1].input[0] = "wrong"
     changed = model.SerializeToString()
     file.write_bytes(changed)
     entries = tuple(
@@ -212,7 +218,7 @@ def test_verification_finds_codes_that_are_not_the_nearest(tmp_path: Path) -> No
         verify(bundle.path, tmp_path / f"checkpoint-{HEADS}")
     assert isinstance(caught.value, DeviationError)
     wrong = [(row.what, row.note) for row in caught.value.report.rows if not row.passed]
-    assert wrong[0] == ("present keys and values", "layers.1 key")
+    assert wrong[0] == ("present keys and values", where)
 
 
 def test_bundles_with_and_without_are_compared(tmp_path: Path) -> None:
