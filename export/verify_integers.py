@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from operator import itemgetter
 
 import numpy as np
@@ -33,11 +34,16 @@ def compare_integers(integers: StoredIntegers, checkpoint: Checkpoint) -> list[R
 
 
 def _error(rows: QuantizedRows, checkpoint: Checkpoint, name: str) -> float:
+    """In steps; infinite where a scale is no finite number that can be divided by."""
     error = 0.0
     for start in range(0, len(rows.codes), _BLOCK_ROWS):
         chosen = slice(start, start + _BLOCK_ROWS)
         part = QuantizedRows(rows.codes[chosen], rows.scales[chosen])
         weights = checkpoint.read_rows(name, start, start + len(part.codes)).astype(np.float32)
-        off = np.abs(weights - dequantized(part)).reshape(*part.scales.shape, -1).max(axis=-1)
-        error = max(error, float((off / part.scales.astype(np.float32)).max()))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            off = np.abs(weights - dequantized(part)).reshape(*part.scales.shape, -1).max(axis=-1)
+            steps = off / part.scales.astype(np.float32)
+        if not np.isfinite(steps).all():  # which no comparison would find
+            return math.inf
+        error = max(error, float(steps.max()))
     return error

@@ -196,3 +196,22 @@ def test_integers_are_held_to_a_step(exported: Bundle, tiny_checkpoint: Path) ->
     )
     rows = compare_integers(StoredIntegers(Bundle(exported.path, nearest)), checkpoint)
     assert [row.component for row in rows if not row.passed] == ["denoiser"]
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf, 0.0])
+def test_scale_that_is_no_number_is_found(
+    exported: Bundle, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    integers, harmed = StoredIntegers(exported), "model.layers.0.mlp.up_proj"
+    stored = StoredIntegers.rows
+
+    def rows(self: StoredIntegers, linear: str) -> QuantizedRows:
+        codes, scales = stored(self, linear)
+        if linear == harmed:
+            scales = scales.copy()
+            scales[3, 0] = scale
+        return QuantizedRows(codes, scales)
+
+    monkeypatch.setattr(StoredIntegers, "rows", rows)
+    failed = [row for row in compare_integers(integers, migrated(exported, tiny_checkpoint)) if not row.passed]
+    assert [(row.component, row.max_abs_error, row.note) for row in failed] == [("denoiser", np.inf, harmed)]
