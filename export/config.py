@@ -33,8 +33,8 @@ class ExportConfig(BaseModel):
         widen_on_cpu: ONNX Runtime on the CPU shall make 8-bit weights of those of `w4`: faster, in more memory.
         prompt_kv: integers in which a refresh hands the prompt's keys and values to steps: half the memory of
             fp16. None leaves them in `dtype`.
-        head_parts: into how many products along the vocabulary the head is split; None is as many as
-            make each easily built on every target.
+        head_parts: into how many products along the vocabulary the head is split; None is as many as make each
+            easily built on every target, and with `quantize_head` small enough for a CPU's caches as well.
         verify: compare the graphs with PyTorch before the bundle appears.
     """
 
@@ -80,4 +80,6 @@ class ExportConfig(BaseModel):
             raise ValueError("quantize_head without quantize means nothing: name a form")
         if self.widen_on_cpu and self.quantize != "w4":
             raise ValueError("only w4 has weights that widen_on_cpu makes 8 bits of")
+        if self.widen_on_cpu and self.dtype == "bf16":
+            raise ValueError("bf16 has no graph for the CPU whose weights widen_on_cpu could make 8 bits of")
         return self

@@ -56,7 +56,7 @@ def export(
         typer.Option("--prompt-kv", metavar="int8", help="Integers for the prompt's keys and values; by default none."),
     ] = None,
     head_parts: Annotated[
-        int | None, typer.Option(help="Products of the head along the vocabulary; by default as every target needs.")
+        int | None, typer.Option(help="Products of the head along the vocabulary; by default as many as it needs.")
     ] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare the graphs with PyTorch.")] = True,
 ) -> None:
@@ -89,10 +89,12 @@ def export(
 
     began = perf_counter()
     notes: list[str] = []
-    with screen.stage_bars(screen.stderr()) as bars:
-        made = write_bundle(checkpoint, bundle, config, Progress(bars.start, bars.advance, notes.append))
-    for note in notes:
-        screen.stderr().print(Text("warning:", "yellow"), note, soft_wrap=True)
+    try:
+        with screen.stage_bars(screen.stderr()) as bars:
+            made = write_bundle(checkpoint, bundle, config, Progress(bars.start, bars.advance, notes.append))
+    finally:  # they may say why an export failed
+        for note in notes:
+            screen.stderr().print(Text("warning:", "yellow"), note, soft_wrap=True)
     total = sum(entry.bytes for entry in made.manifest.files)
     out = screen.stdout()
     out.print(

@@ -298,6 +298,7 @@ def test_list_that_names_nothing_is_refused(tiny_checkpoint: Path, tmp_path: Pat
         (("--keep-layers", "*"), "keep_layers without quantize"),
         (("--quantize-head",), "quantize_head without quantize"),
         (("--quantize", "w8", "--widen-on-cpu"), "only w4 has weights that widen_on_cpu"),
+        (("--quantize", "w4", "--widen-on-cpu", "--dtype", "bf16"), "bf16 has no graph for the CPU"),
         (("--head-parts", "0"), "--head-parts: Input should be greater than 0"),
     ],
 )

@@ -288,6 +288,17 @@ def test_statistics_that_saw_too_little_move_nothing(
     assert not any(name.startswith(LANGUAGE_LAYERS) for name in moved)
 
 
+def test_export_that_fails_warns_too(
+    tiny_checkpoint: Path, tiny_bundle: Path, calibrated: Calibrate, tmp_path: Path
+) -> None:
+    (tmp_path / "bundle").mkdir()
+    statistics = calibrated(tiny_bundle, steps=1)
+    options = ("--quantize", "w8a8", "--statistics", str(statistics), "--no-verify")
+    result = CliRunner().invoke(app, ("export", str(tiny_checkpoint), str(tmp_path / "bundle"), *options))
+    assert result.exit_code != 0
+    assert result.stderr.count("warning: nothing of the language model is searched") == 1
+
+
 def test_statistics_of_another_geometry_are_refused_at_once(
     tiny_checkpoint: Path, tmp_path: Path, statistics: Statistics
 ) -> None:
