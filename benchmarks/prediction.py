@@ -65,8 +65,8 @@ def report(results: dict[str, Any]) -> str:
         "Written by `python -m benchmarks.prediction`. `lladav plan --target cpu` and `lladav profile` predict a pass "
         "from its matrix products, by form and rows, and what its other nodes read and write, which tests hold against "
         "the graphs; and from what a probe of this machine measured: products of each form with 1 to 512 rows, on "
-        "weights that no cache holds, and copies. Nothing is fitted to passes. The limit is what cannot be undercut: "
-        "bytes that must move or operations that must run, at the best rate of either.",
+        "weights that no cache holds, and copies. Nothing is fitted to passes. The limit is the longer of two: bytes "
+        "that must move and operations that must run, each at the best rate that the probe saw.",
         f"One thread, processor time, logits of the whole canvas. {about['processor']}, load {about['load']} when it "
         f"began and {about['load_after']} at its end; ONNX Runtime {about['onnxruntime']}. The error is the share by "
         f"which a prediction is too short (below 0) or too long; the largest is {max(errors):.0%}, the mean "
@@ -85,7 +85,7 @@ def _rates(rates: dict[str, Any]) -> Iterator[str]:
     yield "|---" * (len(rows) + 2) + "|"
     for form, curve in rates["products"].items():
         speeds = [operations for _, operations in curve]
-        best = max(speeds + ([rates["operations"]] if form in ("float", "attention") else []))
+        best = max(*speeds, rates["integers"].get(form, rates["operations"]))
         yield f"| {form} | {' | '.join(f'{speed / 1e9:,.0f}' for speed in (*speeds, best))} |"
 
 

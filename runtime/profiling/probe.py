@@ -1,9 +1,9 @@
 """What this machine's memory and cores reach, measured once and kept.
 
 Every rate is the best of many short runs, since a machine is never slower by itself than it was at its
-best. Two are for limits: copies between arrays that no cache holds, and a matrix product of the library
-that computes the passes, on data that a cache does. Predictions take curves of products as passes have
-them (`product_rates`).
+best. Those for limits are of copies between arrays that no cache holds, and of matrix products of the
+library that computes the passes, on layers that suit them. Predictions take curves of products as passes
+have them (`product_rates`).
 """
 
 from __future__ import annotations
@@ -16,19 +16,31 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import onnxruntime as ort
 import platformdirs
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError, ValidationInfo, field_validator
 
 from lladav.errors import BackendError
 from lladav.linear_layers import ProductForm
 from lladav.machine import examine
 from lladav.runtime.profiling.product_graph import plain_product
-from lladav.runtime.profiling.product_rates import FORMS, ROWS, Curve, measure_products, shortest
+from lladav.runtime.profiling.product_rates import (
+    ATTENTION,
+    FORMS,
+    INTEGERS,
+    LAYER,
+    ROWS,
+    SMALL,
+    Curve,
+    measure_integers,
+    measure_products,
+    shortest,
+)
 from lladav.runtime.sessions import session_options
 
 SECONDS = 8.0
@@ -38,6 +50,7 @@ _FOR_LIMITS = 0.3
 _COPIED = 1 << 27
 _SIDE = 512
 _TURN = 0.5
+_SHOWN = 80
 
 
 class Probe(BaseModel):
@@ -48,6 +61,7 @@ class Probe(BaseModel):
         threads: that took part.
         bandwidth: bytes a second that copies read and write, at best.
         operations: of float32 matrix products, a second, at best.
+        integers: operations of each form of integers, a second, at best.
         products: what products of each form reach on weights that no cache holds, by their rows.
     """
 
@@ -57,12 +71,27 @@ class Probe(BaseModel):
     threads: PositiveInt
     bandwidth: PositiveFloat
     operations: PositiveFloat
+    integers: dict[ProductForm, PositiveFloat]
     products: dict[ProductForm, Curve]
+
+    @field_validator("integers", "products")
+    @classmethod
+    def _of_every_form(cls, found: dict[ProductForm, object], info: ValidationInfo) -> dict[ProductForm, object]:
+        if found.keys() != set(INTEGERS if info.field_name == "integers" else FORMS):
+            raise ValueError(f"rates of {', '.join(found) or 'nothing'}")
+        return found
+
+    @field_validator("products")
+    @classmethod
+    def _by_rising_rows(cls, found: dict[ProductForm, Curve]) -> dict[ProductForm, Curve]:
+        for form, curve in found.items():
+            if not curve or any(low.rows >= high.rows for low, high in pairwise(curve)):
+                raise ValueError(f"the curve of {form} does not rise")
+        return found
 
     def highest(self, form: ProductForm) -> float:
         """Operations a second that products of a form reach at best; what floats reach, attention may."""
-        curve = max(point.operations for point in self.products[form])
-        return max(curve, self.operations) if form in ("float", "attention") else curve
+        return max(*(point.operations for point in self.products[form]), self.integers.get(form, self.operations))
 
 
 def probe(threads: int | None = None, *, renew: bool = False) -> Probe:
@@ -98,7 +127,15 @@ def measure_apart(threads: int) -> Probe:
             f"the rates of this machine could not be measured: {said}",
             cure="see whether there is memory for it: it takes 900 MB for a moment",
         )
-    return Probe.model_validate_json(done.stdout)
+    # Libraries print as well; the rates are last.
+    *_, line = done.stdout.splitlines() or [""]
+    try:
+        return Probe.model_validate_json(line)
+    except ValidationError as error:
+        raise BackendError(
+            f"the rates of this machine could not be read: {line[:_SHOWN]!r}",
+            cure="see what prints that when `onnxruntime` is imported, and run again",
+        ) from error
 
 
 def measure(threads: int, seconds: float = SECONDS, clock: Callable[[], float] = perf_counter) -> Probe:
@@ -116,10 +153,15 @@ def measure(threads: int, seconds: float = SECONDS, clock: Callable[[], float] =
     while not operations or clock() < end:
         bandwidth = max(bandwidth, copying.best(min(_TURN, limits / 2), clock))
         operations = max(operations, multiplying.best(min(_TURN, limits / 2), clock))
-    points = len(FORMS) * len(ROWS)
-    products = measure_products(threads, (seconds - limits) / points, clock)
+    points = len(FORMS) * len(ROWS) + len(INTEGERS) * len(SMALL)
+    each = (seconds - limits) / points
     return Probe(
-        processor=examine().cpu, threads=threads, bandwidth=bandwidth, operations=operations, products=products
+        processor=examine().cpu,
+        threads=threads,
+        bandwidth=bandwidth,
+        operations=operations,
+        integers=measure_integers(threads, each, clock),
+        products=measure_products(threads, each, clock),
     )
 
 
@@ -157,9 +199,10 @@ class _Products:
 
 
 def _file(threads: int) -> Path:
-    """Where the rates of this machine are kept; another processor or library has others."""
+    """Where the rates of this machine are kept; another processor or library has others, as have other products."""
     machine = f"{platform.node()}-{examine().cpu}-{os.cpu_count()}-{threads}-{ort.__version__}"
-    name = f"{hashlib.sha256(machine.encode()).hexdigest()[:16]}.json"
+    asked = f"{FORMS}-{ROWS}-{LAYER}-{ATTENTION}-{SMALL}"
+    name = f"{hashlib.sha256(f'{machine}-{asked}'.encode()).hexdigest()[:16]}.json"
     return Path(platformdirs.user_cache_dir("lladav")) / "rates" / name
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import onnxruntime as ort
+from pydantic import PositiveFloat, PositiveInt
 
 from lladav.linear_layers import ProductForm
 from lladav.products import Product
@@ -22,11 +23,19 @@ from lladav.runtime.sessions import session_options
 FORMS: tuple[ProductForm, ...] = get_args(ProductForm)
 """All that bundles have on the CPU."""
 
+INTEGERS: tuple[ProductForm, ...] = ("int8", "int4", "w8a8")
+"""Those whose weights are integers."""
+
 ROWS = (1, 8, 32, 128, 512)
 """Of the products that are measured; a rate hardly changes beyond."""
 
 LAYER = (1024, 32768)
 """Inputs and outputs: 134 MB of float32, 17 MB of int4."""
+
+SMALL = ((1024, 1024), (4096, 4096))
+"""Layers that integers are fastest on: one that a cache holds, and one of long sums, which few caches hold as int8."""
+
+SMALL_ROWS = 128
 
 ATTENTION = (32, 2048, 128)
 """Heads, keys and size of a head: 34 MB of keys, and of values."""
@@ -37,8 +46,8 @@ _FEWEST = 3
 class RatePoint(NamedTuple):
     """Operations a second, where products are of so many rows."""
 
-    rows: int
-    operations: float
+    rows: PositiveInt
+    operations: PositiveFloat
 
 
 Curve = tuple[RatePoint, ...]
@@ -73,20 +82,39 @@ def measure_products(threads: int, each: float, clock: Callable[[], float]) -> d
     found: dict[ProductForm, Curve] = {}
     for form in FORMS:
         graph = attention_products() if form == "attention" else weights_product(form, *LAYER)
-        session = ort.InferenceSession(graph, session_options(threads), providers=["CPUExecutionProvider"])
-        found[form] = tuple(_curve(session, form, each, clock))
+        found[form] = tuple(_curve(_session(graph, threads), form, each, clock))
     return found
+
+
+def measure_integers(threads: int, each: float, clock: Callable[[], float]) -> dict[ProductForm, float]:
+    """Operations a second of every form of integers at best, on layers of several sizes.
+
+    Args:
+        threads: that take part.
+        each: seconds for a layer.
+        clock: seconds.
+    """
+
+    def rate(form: ProductForm, inputs: int, outputs: int) -> float:
+        session = _session(weights_product(form, inputs, outputs), threads)
+        feeds, operations = _layer(SMALL_ROWS, inputs, outputs)
+        return operations / shortest(partial(session.run, None, feeds), each, clock)
+
+    return {form: max(rate(form, *layer) for layer in SMALL) for form in INTEGERS}
+
+
+def _session(graph: bytes, threads: int) -> Any:
+    return ort.InferenceSession(graph, session_options(threads), providers=["CPUExecutionProvider"])
 
 
 def _curve(session: Any, form: ProductForm, each: float, clock: Callable[[], float]) -> Iterator[RatePoint]:
     for rows in ROWS:
-        feeds, operations = _attention(rows) if form == "attention" else _layer(rows)
+        feeds, operations = _attention(rows) if form == "attention" else _layer(rows, *LAYER)
         taken = shortest(partial(session.run, None, feeds), each, clock)
         yield RatePoint(rows, operations / taken)
 
 
-def _layer(rows: int) -> tuple[dict[str, np.ndarray], int]:
-    inputs, outputs = LAYER
+def _layer(rows: int, inputs: int, outputs: int) -> tuple[dict[str, np.ndarray], int]:
     return {"a": np.ones((rows, inputs), np.float32)}, 2 * rows * inputs * outputs
 
 

@@ -18,7 +18,7 @@ Holdup = Bound | Literal["launch", "host"]
 
 
 def roofline(manifest: Manifest, kind: PassName, sizes: Sizes, probe: Probe, rows: int | None = None) -> Roofline:
-    """The least time of a pass: no pass is faster on this machine than its copies and products at their best.
+    """The least time of a pass: what its copies or products take at the best rates that the probe saw.
 
     Args:
         manifest: of the bundle.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,15 @@ from lladav.runtime.profiling.product_rates import RatePoint
 from lladav.runtime.profiling.roofline import held_up_by, predicted_ms, roofline
 
 RATES = even_rates(bandwidth=1e9, operations=1e10)
+
+
+CURVE = [[1, 1e9], [8, 4e9]]
+EVERY = dict.fromkeys(product_rates.FORMS, CURVE)
+
+
+def kept(**change: object) -> str:
+    """A file of rates, with something else in it."""
+    return json.dumps(RATES.model_dump(mode="json") | {"products": EVERY} | change)
 
 
 @pytest.fixture
@@ -50,6 +60,7 @@ def test_rates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probing, "_COPIED", 1 << 20)
     monkeypatch.setattr(product_rates, "LAYER", (256, 512))
     monkeypatch.setattr(product_rates, "ATTENTION", (2, 64, 16))
+    monkeypatch.setattr(product_rates, "SMALL", ((256, 256), (512, 256)))
     found = measure(1, seconds=0.1)
     # No machine that runs this is slower, and none will be a thousand times as fast.
     assert 1e8 < found.bandwidth < 1e13
@@ -59,11 +70,35 @@ def test_rates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     for form, curve in found.products.items():
         assert [point.rows for point in curve] == list(product_rates.ROWS)
         assert found.highest(form) >= max(point.operations for point in curve) > 1e6
+    assert set(found.integers) == set(product_rates.INTEGERS)
+    assert all(found.highest(form) >= rate > 1e6 for form, rate in found.integers.items())
 
 
 def test_a_process_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probing.sys, "executable", shutil.which("false"))
     with pytest.raises(BackendError, match="exit code 1"):
+        measure_apart(1)
+
+
+def program(path: Path, said: str) -> str:
+    """In place of the interpreter."""
+    path.write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_what_libraries_print_before_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said = f"a library greets\n{RATES.model_dump_json()}"
+    monkeypatch.setattr(probing.sys, "executable", program(tmp_path / "greets", said))
+    assert measure_apart(1) == RATES
+
+
+@pytest.mark.parametrize("last", ["", "a library says goodbye"])
+def test_a_process_that_says_something_else_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, last: str
+) -> None:
+    monkeypatch.setattr(probing.sys, "executable", program(tmp_path / "other", last))
+    with pytest.raises(BackendError, match=f"could not be read: '{last}'"):
         measure_apart(1)
 
 
@@ -87,8 +122,18 @@ def test_rates_are_kept(cache: Path, measured: list[int]) -> None:
     "text",
     [
         *("", "{", '{"threads": 1}'),
-        '{"processor": "x", "threads": 1, "bandwidth": 1, "operations": 1}',
-        '{"processor": "x", "threads": 1, "bandwidth": -1, "operations": 1, "products": {}}',
+        *(
+            kept(**change)
+            for change in (
+                {"bandwidth": -1},
+                {"integers": {}},
+                {"products": {}},
+                {"products": dict.fromkeys(product_rates.FORMS[1:], CURVE)},
+                {"products": EVERY | {"int4": []}},
+                {"products": EVERY | {"int4": [[1, 0]]}},
+                {"products": EVERY | {"int4": [[8, 1], [1, 1]]}},
+            )
+        ),
     ],
 )
 def test_damaged_rates_are_measured_again(cache: Path, measured: list[int], text: str) -> None:
@@ -99,6 +144,14 @@ def test_damaged_rates_are_measured_again(cache: Path, measured: list[int], text
     assert measured == [1, 1]
     assert probe(1).threads == 1
     assert measured == [1, 1]
+
+
+def test_rates_that_are_whole_are_read(cache: Path, measured: list[int]) -> None:
+    probe(1)
+    (file,) = cache.iterdir()
+    file.write_text(kept(bandwidth=5))
+    assert probe(1).bandwidth == 5
+    assert measured == [1]
 
 
 @pytest.mark.usefixtures("measured")
