@@ -20,6 +20,7 @@ from lladav.statistics_header import CalibrationRun, Condition, GraphRecord, Hea
 
 BASE, CROP = Condition(kind="base"), Condition(kind="crop")
 LAYER = "model.mm_projector.0"
+LANGUAGE_LAYER = "model.layers.0.mlp.up_proj"
 
 
 @pytest.fixture
@@ -147,6 +148,33 @@ def test_damaged_files_are_named(some: Statistics, header: Header, tmp_path: Pat
             archive.writestr("header.json", text)
     with pytest.raises(CalibrationError, match=r"some\.npz"):
         Statistics.open(file)
+
+
+@pytest.fixture
+def of_language(header: Header) -> Statistics:
+    record = GraphRecord(conditions=(BASE,), linears={LANGUAGE_LAYER: LANGUAGE_LAYER})
+    return Statistics.empty(header.model_copy(update={"graphs": {"denoiser": record}}), {LANGUAGE_LAYER: 4})
+
+
+@pytest.mark.parametrize("kind", ["absmax", "square_sum", "moments"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_no_numbers_are_refused(
+    of_language: Statistics, tmp_path: Path, kind: str, value: float
+) -> None:
+    of_language.arrays[f"{LANGUAGE_LAYER}/{kind}"].flat[1] = value
+    of_language.write(tmp_path / "some.npz")
+    with pytest.raises(CalibrationError, match=f"{LANGUAGE_LAYER}/{kind} has values that are no finite numbers"):
+        Statistics.open(tmp_path / "some.npz")
+
+
+def test_moments_are_read_where_they_are_wanted(of_language: Statistics, some: Statistics, tmp_path: Path) -> None:
+    of_language.write(tmp_path / "some.npz")
+    found = [Statistics.open(tmp_path / "some.npz", moments=wanted) for wanted in (True, False)]
+    assert found[0].moments(LANGUAGE_LAYER).shape == (1, 4, 4)
+    assert found[0].arrays.keys() - found[1].arrays.keys() == {f"{LANGUAGE_LAYER}/moments"}
+    for statistics, layer in ((found[1], LANGUAGE_LAYER), (some, LAYER)):
+        with pytest.raises(CalibrationError, match=f"no moments of the inputs of {layer}"):
+            statistics.moments(layer)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
