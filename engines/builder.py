@@ -36,10 +36,11 @@ EXPORTED: dict[EnginePrecision, str] = {
 # weights, per byte of weights.
 MEMORY_PER_WEIGHT_STREAMED = 1.75
 MEMORY_PER_WEIGHT_WHOLE = 2.05
-# Nothing is run on it.
-_NO_STREAM = 0
 # More for int4, which the builder unpacks.
 _MEMORY_OF_INT4 = 0.75
+
+# Nothing is run on it.
+_NO_STREAM = 0
 
 
 def build(

@@ -34,7 +34,7 @@ _PASSES: dict[str, tuple[PassName, ...]] = {
 
 
 class PassTime(NamedTuple):
-    """A pass as it was built, and without integers; predicted milliseconds."""
+    """A pass as it was built, and with layers in floats; predicted milliseconds."""
 
     kind: PassName
     ms: float
@@ -58,7 +58,7 @@ def drawbacks(bundle: Bundle, target: Target, records: Sequence[EngineRecord]) -
             if grown > KERNELS:
                 yield (
                     f"{graph} is {grown / 1e6:,.0f} MB larger than its weights, so that integers may not have stayed "
-                    f"integers; {record.library} does not tell which"
+                    f"integers; {record.library} tells of none, or the graph has none"
                 )
             continue
         if widened := record.integers.widened:
@@ -76,7 +76,9 @@ def drawbacks(bundle: Bundle, target: Target, records: Sequence[EngineRecord]) -
 
 
 def pass_times(manifest: Manifest, target: Target, record: EngineRecord) -> Iterator[PassTime]:
-    """Passes of an engine at the middle prompt, the usual canvas and the most crops, and the same without integers.
+    """Passes of an engine at the middle prompt, usual canvas and most crops, and the same with layers in floats.
+
+    Both keep the prompt's keys and values as the bundle does, so that what these save hides no layer that is slow.
 
     Args:
         manifest: of the bundle, in integers.
@@ -93,7 +95,7 @@ def pass_times(manifest: Manifest, target: Target, record: EngineRecord) -> Iter
             moved += (conversion.values or 0) * each
         ours, plain = (
             rates.roofline(pass_cost(manifest, kind, sizes, numbers)).ms
-            for numbers in (Numbers.of(manifest), Numbers(manifest.precision))
+            for numbers in (Numbers.of(manifest), Numbers(manifest.precision, prompt_kv=manifest.prompt_kv))
         )
         yield PassTime(kind, ours + 1e3 * moved / rates.bandwidth, plain)
 

@@ -8,16 +8,14 @@ The latter is how engines in integers came to be slower than those in fp16 (NVID
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lladav.engines.layers import Layer
+from lladav.engines.layers import NODE, Layer
 from lladav.records import Conversion, IntegerUse
 
-_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _ROUNDS, _WIDENS = "QUANTIZE", "DEQUANTIZE"
 # What changes no value; fewer names exist in older versions.
 _MOVES = frozenset({"CAST", "SHUFFLE", "IDENTITY", "SQUEEZE", "UNSQUEEZE"})
@@ -73,7 +71,7 @@ def graph_integers(network: Any) -> GraphIntegers:
 
 
 def integer_use(graph: GraphIntegers, layers: Sequence[Layer]) -> IntegerUse | None:
-    """What an engine made of them; None where the library does not tell, or there are none."""
+    """What an engine made of them; None where the library tells of none."""
     states: dict[str, set[bool | None]] = defaultdict(set)
     for layer in layers:
         for node in layer.nodes:
@@ -84,7 +82,8 @@ def integer_use(graph: GraphIntegers, layers: Sequence[Layer]) -> IntegerUse | N
     if not kept and not widened:
         return None
     alone = {conversion.node: conversion for layer in layers for conversion in _conversions(graph, layer)}
-    return IntegerUse(weights=len(kept), widened=widened, conversions=tuple(alone.values()))
+    untold = len(found) - len(kept) - len(widened)
+    return IntegerUse(weights=len(kept), widened=widened, untold=untold, conversions=tuple(alone.values()))
 
 
 def _conversions(graph: GraphIntegers, layer: Layer) -> Iterator[Conversion]:
@@ -97,5 +96,5 @@ def _conversions(graph: GraphIntegers, layer: Layer) -> Iterator[Conversion]:
 
 def _name(layer: Any) -> str:
     """The node that a layer of the network was made of; the parser's own layers have none."""
-    named = _NODE.search(layer.metadata)
+    named = NODE.search(layer.metadata)
     return named[1] if named else str(layer.name)

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
+NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
+"""In what libraries say of a layer: a node of the graph."""
+
 _INTEGER = re.compile(r"\bu?int[48]\b", re.IGNORECASE)
 
 # Programs of a whole profile; those of single fused layers, of version 4, lie between them.
@@ -72,10 +74,11 @@ def layers_of(trt: Any, engine: Any, context: Any) -> tuple[Layer, ...]:
     try:
         # The characters between names may stand there as they are.
         described = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON), strict=False)
-    except ValueError:
+        # Of an engine without detailed descriptions there are the names alone.
+        return tuple(_described(layer) for layer in described.get("Layers", ()) if isinstance(layer, dict))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        # No version promises its fields to the next.
         return ()
-    # Of an engine without detailed descriptions there are the names alone.
-    return tuple(_described(layer) for layer in described.get("Layers", ()) if isinstance(layer, dict))
 
 
 def _described(layer: dict[str, Any]) -> Layer:
@@ -85,7 +88,7 @@ def _described(layer: dict[str, Any]) -> Layer:
     weights = layer.get("Weights", {}).get("Type")
     return Layer(
         name=layer["Name"],
-        nodes=frozenset(_NODE.findall(layer.get("Metadata", ""))),
+        nodes=frozenset(NODE.findall(layer.get("Metadata", ""))),
         integer_weights=bool(_INTEGER.search(weights)) if weights else None,
         integers=bool(_INTEGER.search(types)),
         copies=layer.get("LayerType") == "Reformat",
@@ -119,7 +122,7 @@ def _layers(program: str) -> Iterator[Layer]:
         weights = constants.intersection(reads)
         yield Layer(
             name=found["name"],
-            nodes=frozenset(_NODE.findall(found["rest"])),
+            nodes=frozenset(NODE.findall(found["rest"])),
             integer_weights=integers(weights) if weights else None,
             integers=integers((*reads, *writes)),
         )

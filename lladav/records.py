@@ -73,11 +73,13 @@ class IntegerUse(_Frozen):
     Attributes:
         weights: matrices that are in integers in the graph and in the engine.
         widened: those that the engine has in floats, by the node that widens them.
+        untold: how many the library does not tell of.
         conversions: which run by themselves.
     """
 
     weights: NonNegativeInt
     widened: tuple[str, ...]
+    untold: NonNegativeInt = 0
     conversions: tuple[Conversion, ...]
 
 

@@ -148,6 +148,7 @@ def _integers(found: Inspection, record: EngineRecord) -> str:
         return "unknown"
     parts = [f"{used.weights} weights"]
     parts += [f"{len(used.widened)} in floats"] if used.widened else []
+    parts += [f"{used.untold} not told"] if used.untold else []
     parts += [f"{len(used.conversions)} converted by layers of their own"] if used.conversions else []
     return ", ".join(parts)
 

@@ -51,14 +51,14 @@ def test_build_warns_of_what_integers_lose_and_inspect_shows_it(
     config = ExportConfig(dtype="fp16", quantize="w8", verify=False, **sizes)
     bundle = str(export(tiny_checkpoint, tmp_path / "bundle", config).path)
     alone = Conversion(node="layers.0/mlp/int8", values=10**6, per_position=True)
-    found = IntegerUse(weights=12, widened=("fc1.weight",), conversions=(alone,))
+    found = IntegerUse(weights=12, widened=("fc1.weight",), untold=3, conversions=(alone,))
     monkeypatch.setattr("lladav.engines.builder.integer_use", lambda *_: found)
     _, err = call("build", bundle, "--target", "rtx-40")
     assert "the engine of denoiser has weights in floats that the bundle has in integers: fc1.weight" in err
     assert "rounds or widens in layers of their own: layers.0/mlp/int8" in err
     assert "predicted for RTX 40 series; figures of the GeForce RTX 4090: refresh in" in err
     out, _ = call("inspect", bundle)
-    assert "12 weights, 1 in floats, 1 converted by layers of their own" in " ".join(out.split())
+    assert "12 weights, 1 in floats, 3 not told, 1 converted by layers of their own" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

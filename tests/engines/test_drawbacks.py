@@ -92,6 +92,18 @@ def test_passes_that_are_slower_than_in_fp16_are_named(bundle_in: MakeBundle) ->
     assert ": step in " in step
 
 
+def test_what_prompt_kv_saves_hides_no_slow_layer(bundle_in: MakeBundle) -> None:
+    plain = bundle_of(bundle_in("fp16"), "w8")
+    saving = Bundle(plain.path, plain.manifest.model_copy(update={"prompt_kv": "int8"}))
+
+    def more(bundle: Bundle) -> list[float]:
+        """Milliseconds that layers of their own cost beyond what integers save."""
+        found = pass_times(bundle.manifest, load_target("rtx-40"), record(conversions(1, 10**4, per_position=False)))
+        return [one.ms - one.plain_ms for one in found]
+
+    assert more(saving) == pytest.approx(more(plain))
+
+
 def test_weights_that_are_floats_are_named(bundle_in: MakeBundle) -> None:
     bundle = bundle_of(bundle_in("fp16"), "w4")
     (widened,) = said(bundle, record(FINE.model_copy(update={"widened": ("layers.0/mlp/up_proj.weight",)})))

@@ -172,6 +172,20 @@ def test_inspector_that_writes_no_json() -> None:
     assert inspected(INSPECTED, lambda _: "no information") == ()
 
 
+@pytest.mark.parametrize(
+    "described",
+    [
+        *([], None, {"Layers": 3}),
+        {"Layers": [{"LayerType": "gemm"}]},
+        {"Layers": [{"Name": "product", "Weights": None}]},
+        {"Layers": [{"Name": "product", "Inputs": ["x"]}]},
+        {"Layers": [{"Name": "product", "Metadata": ["[ONNX Layer: product]"]}]},
+    ],
+)
+def test_inspector_of_another_version_spoils_nothing(described: object) -> None:
+    assert inspected([], lambda _: json.dumps(described)) == ()
+
+
 def test_what_inspected_layers_make_of_integers() -> None:
     rounds = Conversion(node="rounds", values=WIDTH, per_position=True)
     graph = GraphIntegers(
@@ -181,7 +195,7 @@ def test_what_inspected_layers_make_of_integers() -> None:
     )
     copied = Conversion(node=INSPECTED[0]["Name"], values=None, per_position=True)
     assert integer_use(graph, inspected(INSPECTED)) == IntegerUse(
-        weights=1, widened=("lost",), conversions=(copied, rounds)
+        weights=1, widened=("lost",), untold=1, conversions=(copied, rounds)
     )
 
 
