@@ -7,11 +7,14 @@ from lladav.statistics import Statistics
 
 
 def calibration_gap(statistics: Statistics, geometry: Geometry) -> str | None:
-    """Why factors of the language model must not be searched with these statistics, and the cure; None if they may.
+    """Why the language model's factors must not be searched, nor its weights be rounded by GPTQ, with these statistics.
 
     A factor makes what was not seen as much larger as what was seen smaller. On the demo checkpoint `w8a8` lost 45 of
     54 points by a search that saw no pictures, and 4 by one that saw canvases of all masks alone (docs/decisions.md).
     What recorded inputs were of is not known, so that they are taken to be of everything.
+
+    Returns:
+        The reason and its cure; None if they may.
     """
     record = statistics.header.graphs.get("denoiser")
     if record is None:

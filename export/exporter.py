@@ -45,7 +45,6 @@ from lladav.manifest import (
     Manifest,
     Precision,
     Quantization,
-    RoundingName,
     TableSpec,
 )
 from lladav.staging import staged_folder
@@ -69,7 +68,8 @@ def export(
     """Writes the bundle of a checkpoint; it appears complete or not at all.
 
     Weights stream from shards to files: peak memory is about the largest tensor (2 GB for
-    float32, 1 GB for float16 at the real size).
+    float32, 1 GB for float16 at the real size), and what is read of statistics: 0.2 GB, with the moments that `w4` needs
+    1.0 GB.
 
     Args:
         checkpoint: folder in Hugging Face layout, as GSAI-ML/LLaDA-V publishes it.
@@ -95,7 +95,8 @@ def export(
     precision = config.dtype or ("fp32" if source.dtype == "float32" else "fp16")
     compute = COMPUTE_TYPES[precision]
     width = ELEMENT_BITS[compute] // 8
-    statistics = Statistics.open(config.statistics) if config.statistics else None
+    moments = config.quantize == "w4"  # for GPTQ
+    statistics = Statistics.open(config.statistics, moments=moments) if config.statistics else None
     integers = _integers(config, source, geometry, statistics, progress)
     parts = config.head_parts or head_parts(geometry.language, width, quantized=config.quantize_head)
     form = GraphForm(compute, parts, integers.forms, prompt_kv=config.prompt_kv)
@@ -180,24 +181,25 @@ def _integers(
     if statistics is not None:
         statistics.check_geometry(geometry)
     gap = calibration_gap(statistics, geometry) if statistics is not None else None
-    moments = statistics if config.quantize == "w4" and gap is None else None
-    rounding: RoundingName = "nearest" if moments is None else "gptq"
     asked = Quantization(
         form=config.quantize,
         block=block,
-        rounding=rounding,
         kept=kept,
         head=config.quantize_head,
         widened=config.widen_on_cpu,
     )
     forms = linear_forms(geometry, asked, statistics)
     if gap is not None:
-        progress.warn(f"nothing of the language model is searched by these statistics, since {gap}")
+        nearest = " (weights of 4 bits are rounded to nearest, not by GPTQ)" if config.quantize == "w4" else ""
+        progress.warn(f"nothing of the language model is searched by these statistics{nearest}, since {gap}")
     found = smooth(source, geometry, forms, statistics, progress, move_language=gap is None)
     kept = tuple(name for name in linear_layers(geometry) if name in (*asked.kept, *found.too_wrong))
     better = asked.model_copy(update={"kept": kept})
     found_forms = linear_forms(geometry, better, statistics, found.migration)
-    return _Integers(better, found_forms, found.migration, moments)
+    four_bits = any(form.weights == "int4" for form in found_forms.values())
+    if statistics is None or gap is not None or not four_bits:
+        return _Integers(better, found_forms, found.migration)
+    return _Integers(better.model_copy(update={"rounding": "gptq"}), found_forms, found.migration, statistics)
 
 
 def _vocabulary_rows(source: Checkpoint, config: ExportConfig) -> int:

@@ -185,6 +185,13 @@ def test_statistics_choose_integers_of_4_bits(exported: Bundle, tiny_checkpoint:
             assert off.max() < 0.501
 
 
+def test_no_gptq_is_told_of_where_no_layer_has_4_bits(seen: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    kept = ("model.layers.*",)
+    config = ExportConfig(dtype="fp32", quantize="w4", statistics=seen, keep_layers=kept, verify=False)
+    bundle = export(tiny_checkpoint, tmp_path / "bundle", config)
+    assert bundle.manifest.numbers == "fp32, linear layers in w4"
+
+
 def test_integers_are_held_to_a_step(exported: Bundle, tiny_checkpoint: Path) -> None:
     checkpoint = migrated(exported, tiny_checkpoint)
     found = {row.component: row for row in compare_integers(StoredIntegers(exported), checkpoint)}

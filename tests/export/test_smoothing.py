@@ -273,16 +273,26 @@ def test_layer_with_massive_activations_stays_in_floats(
     ("shown", "said"),
     [({"pictures": False}, "text alone: calibrate with --images"), ({"steps": 1}, "all masks: calibrate with more")],
 )
+@pytest.mark.parametrize("form", ["w8a8", "w4"])
 def test_statistics_that_saw_too_little_move_nothing(
-    tiny_checkpoint: Path, tiny_bundle: Path, calibrated: Calibrate, tmp_path: Path, shown: dict[str, Any], said: str
+    tiny_checkpoint: Path,
+    tiny_bundle: Path,
+    calibrated: Calibrate,
+    tmp_path: Path,
+    form: QuantizedForm,
+    shown: dict[str, Any],
+    said: str,
 ) -> None:
     """Factors would make what was not seen as much larger as what was seen smaller; ranges harm nothing."""
-    options = ("--quantize", "w8a8", "--statistics", str(calibrated(tiny_bundle, **shown)), "--no-verify")
+    options = ("--quantize", form, "--statistics", str(calibrated(tiny_bundle, **shown)), "--no-verify")
     result = CliRunner().invoke(app, ("export", str(tiny_checkpoint), str(tmp_path / "bundle"), *options))
     assert result.exit_code == 0
     assert result.stderr.count("warning: nothing of the language model is searched") == 1
     assert said in result.stderr
+    assert ("rounded to nearest, not by GPTQ" in result.stderr) == (form == "w4")
     bundle = Bundle.open(tmp_path / "bundle")
+    assert bundle.manifest.quantization is not None
+    assert bundle.manifest.quantization.rounding == "nearest"
     moved = Migration.read(bundle.path, bundle.manifest.geometry).sources
     assert moved
     assert not any(name.startswith(LANGUAGE_LAYERS) for name in moved)
