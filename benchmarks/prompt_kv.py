@@ -3,7 +3,8 @@
     python -m benchmarks.prompt_kv --page docs/quantization.md
 
 Passes of both kinds run in one process and in alternation, so that what else the machine does weighs on both; a ratio
-is the median over the rounds, of one thread's processor time. Bytes are those of the plan of GPU memory.
+is the median over the rounds, of one thread's processor time. Bytes are those of the real model's arrays, which are
+counted and not measured. Without a page the tables are printed.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def memory_table() -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=15, help="rounds of every pass")
+    parser.add_argument("--repeat", type=int, default=5, help="rounds of every pass")
     parser.add_argument("--page", type=Path, help="Markdown page whose tables are replaced")
     options = parser.parse_args()
     cpu.clock = CLOCKS["processor"]
@@ -114,6 +115,9 @@ def main() -> None:
         for name, table in tables.items():
             page = replaced(page, name, table)
         options.page.write_text(page, "utf-8")
+    else:
+        for table in tables.values():
+            print("\n".join(("", *table)))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ class Asked(_Frozen):
 
 
 class CalibrationRun(_Frozen):
-    """What the model was shown; equal runs of equal bundles give equal statistics.
+    """What the model was shown; equal runs of equal bundles give equal statistics, with the same number of threads.
 
     Attributes:
         sources: pictures, or files of inputs, in the order of use; none for text alone.
