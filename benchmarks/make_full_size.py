@@ -24,8 +24,8 @@ import numpy.typing as npt
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from lladav.export.coverage import Shapes, expected_tensors
-from lladav.export.model_config import TOWER
 from lladav.geometry import Geometry, LanguageGeometry, VisionGeometry
+from lladav.manifest import TOWER
 
 LAYERS, VISION_LAYERS, ROWS = 32, 26, 126_464
 BASE_TOKENS, TOKENS = 126_080, 126_349

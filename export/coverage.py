@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from lladav.errors import CheckpointError
 from lladav.export.checkpoint import Checkpoint
-from lladav.export.model_config import TOWER
 from lladav.geometry import Geometry, LanguageGeometry, VisionGeometry
+from lladav.manifest import CONNECTOR, TOWER
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -139,8 +139,8 @@ def _vision_tensors(g: VisionGeometry) -> Shapes:
 def _connector_tensors(vision: int, language: int) -> Shapes:
     return {
         "model.image_newline": (language,),
-        **_linear("model.mm_projector.0", language, vision),
-        **_linear("model.mm_projector.2", language, language),
+        **_linear(f"{CONNECTOR}.0", language, vision),
+        **_linear(f"{CONNECTOR}.2", language, language),
     }
 
 

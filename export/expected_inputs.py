@@ -15,10 +15,9 @@ import numpy.typing as npt
 from lladav.export.checkpoint import Checkpoint
 from lladav.export.gelu import through_gelu
 from lladav.export.linear_sample import InputSizes
+from lladav.manifest import CONNECTOR
 
 Floats = npt.NDArray[np.float32]
-
-CONNECTOR = "model.mm_projector"
 
 
 class Spread(NamedTuple):

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lladav.export.checkpoint import Checkpoint
-from lladav.export.model_config import TOWER
 from lladav.geometry import Geometry, LanguageGeometry, VisionGeometry
+from lladav.manifest import TOWER
 
 Floats = npt.NDArray[np.float32]
 

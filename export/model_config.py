@@ -18,11 +18,9 @@ from lladav.export.checkpoint import Checkpoint, read_json
 from lladav.export.config_fields import MATCHING, Fields
 from lladav.export.tokenizer_config import read_tokens, tokenizer_length
 from lladav.geometry import Geometry, LanguageGeometry, VisionGeometry
-from lladav.manifest import Preprocessing
+from lladav.manifest import TOWER, Preprocessing
 
 __all__ = ["read_geometry", "read_preprocessing", "read_tokens", "tokenizer_length"]
-
-TOWER = "model.vision_tower.vision_tower.vision_model"
 
 # Fields that select another computation. Both naming schemes of LLaDA are covered.
 _LANGUAGE_RULES: Mapping[str, tuple[Any, ...]] = {

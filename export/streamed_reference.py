@@ -18,6 +18,7 @@ from lladav.export.quantize import dequantized
 from lladav.export.reference import LanguageLayer, LladaV, rotary_tables, rotate
 from lladav.export.stored_integers import StoredIntegers
 from lladav.geometry import Geometry
+from lladav.manifest import CONNECTOR, TOWER
 
 Floats = npt.NDArray[np.float32]
 
@@ -75,7 +76,7 @@ class StreamedReference:
         Args:
             pixels: `[T, 3, S, S]`.
         """
-        tower = self._model.get_submodule("model.vision_tower.vision_tower.vision_model")
+        tower = self._model.get_submodule(TOWER)
         x = torch.from_numpy(pixels)
         layers = tower.get_submodule("encoder.layers").named_children()
         for scope, module in (("embeddings", tower.get_submodule("embeddings")), *_scoped(layers)):
@@ -85,7 +86,7 @@ class StreamedReference:
 
     def connect(self, features: Floats) -> Floats:
         """Tower features `[T, tokens, D_vision]` -> `[T, tokens, D]`."""
-        projector = self._model.get_submodule("model.mm_projector")
+        projector = self._model.get_submodule(CONNECTOR)
         with self._weights(projector):
             return _numpy(projector(torch.from_numpy(features)))
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from lladav.export.graph_form import GraphForm
 from lladav.export.onnx_graph import GraphBuilder
 from lladav.geometry import Geometry, VisionGeometry
-
-TOWER = "model.vision_tower.vision_tower.vision_model"
+from lladav.manifest import CONNECTOR, TOWER
 
 
 def vision_encoder(g: VisionGeometry, form: GraphForm) -> GraphBuilder:
@@ -80,9 +79,9 @@ def connector(geometry: Geometry, form: GraphForm) -> GraphBuilder:
     compute = form.compute
     d_vision, d = geometry.vision.hidden_size, geometry.language.hidden_size
     x = b.input("vision_features", "float32", ("tiles", geometry.vision.tokens, d_vision))
-    h = b.linear(b.cast(x, compute, "float32"), "model.mm_projector.0", (d, d_vision), name="fc1", bias=True)
+    h = b.linear(b.cast(x, compute, "float32"), f"{CONNECTOR}.0", (d, d_vision), name="fc1", bias=True)
     h = b.cast(b.op("Gelu", b.cast(h, "float32", compute)), compute, "float32")
-    h = b.linear(h, "model.mm_projector.2", (d, d), name="fc2", bias=True)
+    h = b.linear(h, f"{CONNECTOR}.2", (d, d), name="fc2", bias=True)
     out = b.cast(h, "float32", compute)
     b.output(out, "image_features", "float32", ("tiles", geometry.vision.tokens, d))
     return b

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from lladav.geometry import LanguageGeometry, VisionGeometry
-from lladav.manifest import HEAD, LANGUAGE_LAYERS, Integers, Manifest, Precision, PromptKV, Quantization
+from lladav.manifest import (
+    CONNECTOR,
+    HEAD,
+    LANGUAGE_LAYERS,
+    TOWER,
+    Integers,
+    Manifest,
+    Precision,
+    PromptKV,
+    Quantization,
+)
 from lladav.memory_plan import BYTES
 
 ProductForm = Literal["float", "int8", "int4", "w8a8", "attention"]
@@ -15,8 +25,6 @@ ProductForm = Literal["float", "int8", "int4", "w8a8", "attention"]
 
 FLOAT = 4
 """Bytes of a float32."""
-
-_TOWER = "model.vision_tower.vision_tower.vision_model.encoder.layers"
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ def head_layer(g: LanguageGeometry) -> Linear:
 
 def block_layers(g: LanguageGeometry, number: int) -> tuple[Linear, ...]:
     """Of one block of the language model, keys and values first."""
-    name, wide, inner = f"model.layers.{number}", g.hidden_size, g.intermediate_size
+    name, wide, inner = f"{LANGUAGE_LAYERS}{number}", g.hidden_size, g.intermediate_size
     queries, shared = g.heads * g.head_size, g.kv_heads * g.head_size
     return (
         Linear(f"{name}.self_attn.k_proj", wide, shared),
@@ -123,7 +131,7 @@ def tower_layers(g: VisionGeometry) -> Iterable[Linear]:
     """Of the vision tower, in the order of its blocks."""
     d, inner = g.hidden_size, g.intermediate_size
     for number in range(g.layers):
-        name = f"{_TOWER}.{number}"
+        name = f"{TOWER}.encoder.layers.{number}"
         for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
             yield Linear(f"{name}.self_attn.{part}", d, d, bias=True)
         yield Linear(f"{name}.mlp.fc1", d, inner, bias=True)
@@ -132,5 +140,5 @@ def tower_layers(g: VisionGeometry) -> Iterable[Linear]:
 
 def connector_layers(vision: VisionGeometry, language: LanguageGeometry) -> Iterable[Linear]:
     """Between vision tower and language model."""
-    yield Linear("model.mm_projector.0", vision.hidden_size, language.hidden_size, bias=True)
-    yield Linear("model.mm_projector.2", language.hidden_size, language.hidden_size, bias=True)
+    yield Linear(f"{CONNECTOR}.0", vision.hidden_size, language.hidden_size, bias=True)
+    yield Linear(f"{CONNECTOR}.2", language.hidden_size, language.hidden_size, bias=True)

@@ -26,8 +26,10 @@ MASK_DISTANCE = 1e-5
 INT4_BLOCK = 128
 # Where no larger block divides a layer's inputs evenly, its weights get 8 bits.
 _SMALLEST_BLOCK = 32
-# What the names of the language model's layers in the checkpoint begin with.
+# What names of layers in the checkpoint begin with.
 LANGUAGE_LAYERS = "model.layers."
+TOWER = "model.vision_tower.vision_tower.vision_model"
+CONNECTOR = "model.mm_projector"
 HEAD = "lm_head"
 _OPEN_SEAL = '"sha256": ""'
 

@@ -12,7 +12,8 @@ from tiny import ROWS, TOKENIZER_LENGTH, VISION_LAYERS, Tensors, tiny_tensors, w
 from lladav.errors import CheckpointError
 from lladav.export.checkpoint import Checkpoint
 from lladav.export.coverage import check_coverage, expected_tensors
-from lladav.export.model_config import TOWER, read_geometry
+from lladav.export.model_config import read_geometry
+from lladav.manifest import TOWER
 
 NORM = "model.layers.1.input_layernorm.weight"
 

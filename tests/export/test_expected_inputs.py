@@ -9,8 +9,8 @@ from tiny import VISION_LAYERS, Tensors, write_tiny_checkpoint
 from lladav.export.checkpoint import Checkpoint
 from lladav.export.coverage import linear_layers
 from lladav.export.expected_inputs import ExpectedInputs, behind_gelu
-from lladav.export.model_config import TOWER, read_geometry
-from lladav.manifest import LANGUAGE_LAYERS
+from lladav.export.model_config import read_geometry
+from lladav.manifest import LANGUAGE_LAYERS, TOWER
 
 torch = pytest.importorskip("torch")
 

@@ -24,9 +24,10 @@ from tiny import (
 from lladav.errors import CheckpointError
 from lladav.export.checkpoint import Checkpoint
 from lladav.export.coverage import check_coverage, expected_tensors
-from lladav.export.model_config import TOWER, read_geometry, read_preprocessing
+from lladav.export.model_config import read_geometry, read_preprocessing
 from lladav.export.safetensors import TensorInfo
 from lladav.geometry import Geometry, LanguageGeometry, VisionGeometry
+from lladav.manifest import TOWER
 
 Config = dict[str, Any]
 Edit = Callable[[Config], object]

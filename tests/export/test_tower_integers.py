@@ -17,9 +17,8 @@ from lladav.export import ExportConfig, export
 from lladav.export import smoothing as module
 from lladav.export.agreement_layers import layer_errors
 from lladav.export.migration import Migration
-from lladav.export.model_config import TOWER
 from lladav.export.progress import Progress
-from lladav.manifest import QuantizedForm
+from lladav.manifest import TOWER, QuantizedForm
 
 LAYER = f"{TOWER}.encoder.layers.0"
 
