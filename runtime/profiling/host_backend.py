@@ -24,20 +24,28 @@ from lladav.runtime.window import Size, window_size
 
 def _size(pipeline: Pipeline, asking: Asking, answer: Answer) -> Size:
     """Of the window that an answer's passes computed: as long as the prompt on the host, unless it had a deadline."""
-    length = len(answer.steps[0].canvas)
     sequences = 2 if asking.config.cfg_scale > 0 else 1
-    size = window_size(pipeline.bundle.manifest.buckets, [answer.prompt_tokens] * sequences, length, length)
+    suffix = asking.config.suffix_ids or pipeline.tokenizer.encode(asking.config.suffix or "")
+    canvas = len(answer.steps[0].canvas) + len(suffix)
+    prompts = [answer.prompt_tokens] * sequences
+    size = window_size(pipeline.bundle.manifest.buckets, prompts, canvas, _rows(pipeline, asking, answer))
     padded = asking.config.deadline_ms is not None or not isinstance(pipeline.denoiser, Denoiser)
     return size if padded else (size[0], answer.prompt_tokens, size[2])
+
+
+def _rows(pipeline: Pipeline, asking: Asking, answer: Answer) -> int:
+    """Of logits that a pass computed at most: the answer's, and those of masks inside the prompt."""
+    ids = asking.prompt_ids or pipeline.tokenizer.encode(asking.prompt or "")
+    masks = pipeline.bundle.manifest.tokens.mask_aliases
+    return len(answer.steps[0].canvas) + sum(token in masks for token in ids)
 
 
 def limits_of(pipeline: Pipeline, asking: Asking, answer: Answer, probe: Probe | None) -> Limits | None:
     """Limits of the passes that an answer had; None on a GPU, or of a machine that was not probed."""
     if probe is None or not isinstance(pipeline.denoiser, Denoiser):
         return None
-    length = len(answer.steps[0].canvas)
     manifest = pipeline.bundle.manifest
-    return Limits(manifest, probe, _size(pipeline, asking, answer), sum(answer.tiles), length)
+    return Limits(manifest, probe, _size(pipeline, asking, answer), sum(answer.tiles), _rows(pipeline, asking, answer))
 
 
 def memory_of(pipeline: Pipeline, ledger: MemoryLedger | None, notes: list[str]) -> Memory | None:
