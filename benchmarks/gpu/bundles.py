@@ -50,7 +50,7 @@ def full_size_forms(work: Path, layers: int) -> dict[str, Bundle]:
     made = {"fp16": full_size(work, layers)}
     folders = {form: work / f"full-size-{layers}-{form}" for form in FORMS}
     if not all(folder.exists() for folder in folders.values()):
-        with _random_checkpoint(work, layers) as checkpoint:
+        with _random_checkpoint(work, layers, sum(not folder.exists() for folder in folders.values())) as checkpoint:
             export_forms(checkpoint, made["fp16"], folders)
     return made | {form: Bundle.open(folder) for form, folder in folders.items()}
 
@@ -78,22 +78,30 @@ def _calibrate(plain: Bundle, output: Path) -> None:
 
 
 @contextmanager
-def _random_checkpoint(work: Path, layers: int) -> Iterator[Path]:
+def _random_checkpoint(work: Path, layers: int, bundles: int = 1) -> Iterator[Path]:
     """LLaDA-V's geometry with random weights, the same every time, for as long as it is needed.
 
+    Args:
+        work: folder that it is written to.
+        layers: of the language model.
+        bundles: that will be made of it, each at most as large.
+
     Raises:
-        CannotRunError: the disk has no room for it and a bundle.
+        CannotRunError: the disk has no room for it and the bundles.
     """
     checkpoint = work / f"checkpoint-{layers}"
-    needed = 2 * make_full_size.total_bytes(make_full_size.real_geometry(layers, make_full_size.VISION_LAYERS))
+    size = make_full_size.total_bytes(make_full_size.real_geometry(layers, make_full_size.VISION_LAYERS))
+    needed = (1 + bundles) * size
     work.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(work).free) < needed:
-        raise CannotRunError(f"checkpoint and bundle take {needed / 1e9:.0f} GB, {free / 1e9:.0f} are free in {work}")
+        raise CannotRunError(f"checkpoint and bundles take {needed / 1e9:.0f} GB, {free / 1e9:.0f} are free in {work}")
     shutil.rmtree(checkpoint, ignore_errors=True)  # of a command that was ended
     checkpoint.mkdir()
-    make_full_size.write_checkpoint(checkpoint, layers, make_full_size.VISION_LAYERS, lambda _: None)
-    yield checkpoint
-    shutil.rmtree(checkpoint)
+    try:
+        make_full_size.write_checkpoint(checkpoint, layers, make_full_size.VISION_LAYERS, lambda _: None)
+        yield checkpoint
+    finally:
+        shutil.rmtree(checkpoint)
 
 
 def prepare(work: Path, layers: int) -> Finding:

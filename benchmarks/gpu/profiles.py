@@ -79,8 +79,10 @@ def sums(found: Profile) -> Sums:
     """What the parts add up to."""
     whole = {part.name: part.ms for part in found.layers.tree if "/" not in part.name} if found.layers else {}
     memory = found.memory
+    # Answers may have had no pass of a kind, such as steps where each refreshes.
+    medians = {name: measured.ms.p50 for name, measured in found.passes.items()}
     return Sums(
-        layers={name: ms / found.passes[name].ms.p50 for name, ms in whole.items() if found.passes[name].ms.p50},
+        layers={name: ms / medians[name] for name, ms in whole.items() if medians.get(name)},
         memory={part.name: part.bytes for part in memory.parts} if memory else {},
         unexplained=memory.unexplained if memory else None,
         notes=found.notes,

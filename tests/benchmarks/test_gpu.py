@@ -12,6 +12,7 @@ import pytest
 from host_device import HostDevice
 from host_executable import HostExecutable
 
+from benchmarks import make_full_size
 from benchmarks.gpu import (
     authors_loop,
     bundles,
@@ -37,6 +38,7 @@ from lladav.linear_layers import Numbers
 from lladav.memory_plan import Sizes
 from lladav.runtime.gpu.device import Device
 from lladav.runtime.gpu.executable import Executable
+from lladav.runtime.profiling import Profile
 
 if TYPE_CHECKING:
     from benchmarks.golden import GoldenSet
@@ -126,6 +128,19 @@ def test_what_a_check_lacks_is_named(rig: Rig, bundle: Bundle, tmp_path: Path, m
     monkeypatch.setattr(bundles.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**9}))
     with pytest.raises(CannotRunError, match="GB, 1 are free"):
         bundles.full_size(tmp_path, 32)
+
+
+def test_three_forms_take_room_for_three(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundles, "full_size", lambda *_: bundle)
+    total = make_full_size.total_bytes(make_full_size.real_geometry(1, make_full_size.VISION_LAYERS))
+    monkeypatch.setattr(bundles.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 3.9 * total}))
+    with pytest.raises(CannotRunError, match="checkpoint and bundles take"):
+        bundles.full_size_forms(tmp_path, 1)
+    (tmp_path / "full-size-1-w8").mkdir()
+    monkeypatch.setattr(make_full_size, "write_checkpoint", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        bundles.full_size_forms(tmp_path, 1)
+    assert not (tmp_path / "checkpoint-1").exists()
 
 
 def test_checks_behind_one_that_fails_still_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +260,13 @@ def test_profile(rig: Rig, bundle: Bundle, tmp_path: Path) -> None:
     assert own["unexplained"] is not None
     assert {"profile.json", "layers.json"} <= {file.name for file in (tmp_path / "profile-host").iterdir()}
     assert "refresh " in found.tables[0].rows[0][1]
+
+
+def test_sums_of_answers_that_had_no_step(rig: Rig, bundle: Bundle, tmp_path: Path) -> None:
+    profiles.profiles(rig, bundle, tmp_path, length=8, runs=2)
+    found = Profile.model_validate_json((tmp_path / "profile-host" / "profile.json").read_bytes())
+    passes = {name: measured for name, measured in found.passes.items() if name != "step"}
+    assert profiles.sums(found.model_copy(update={"passes": passes})).layers.keys() == passes.keys()
 
 
 def test_forms_are_measured_in_pairs(rig: Rig, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
