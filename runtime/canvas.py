@@ -144,8 +144,8 @@ class Canvas:
         if self.alone:
             self.ids[rows] = picked
         else:
-            own = rows[rows < self.length]
-            self.ids[own] = self.tokens[own]
+            own = rows < self.length
+            self.ids[rows[own]] = picked[own]
 
     def commit_in_hole(self, row: int) -> list[int]:
         """Decides a row of a template as the model picked, and what follows from it; returns all rows decided."""

@@ -24,7 +24,7 @@ class DeadlineKeeper:
     """Measures what answers need, so that deadlines can be promised or refused.
 
     Args:
-        times: measured so far on this machine, and renewed by every pass.
+        times: measured so far on this machine, and renewed by every pass that fills its bucket.
         denoiser: whose passes are timed.
         reader: whose vision encoder is timed.
     """

@@ -1,8 +1,9 @@
 """Keeping a deadline: how long passes take, and which pass still fits.
 
 Times are measured on this machine with this bundle, kept in a table between runs, and renewed by
-every pass. A pass is begun only if its 99th percentile fits the time left; the last one that
-fits commits everything, so the answer is whole when time runs out.
+every pass that fills its bucket, as all of an answer with a deadline do. A pass is begun only if its
+99th percentile fits the time left; the last one that fits commits everything, so the answer is whole
+when time runs out.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class Pacer:
     """Decides pass by pass what a deadline leaves room for.
 
     Args:
-        times: measured so far, and renewed by every pass.
+        times: measured so far, and renewed by the passes of answers with a deadline.
         size: of the window: sequences, prompt bucket, canvas bucket.
         deadline: instant in seconds, on the clock of `now`.
         now: the clock.

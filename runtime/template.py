@@ -23,12 +23,12 @@ __all__ = ["Hole", "Restriction", "Template", "Value"]
 Value = str | int | float | bool | None
 """What a hole can hold: text and choices are strings unless a choice is a JSON value by itself."""
 
-# States of holes whose restrictions are remembered, across the answers to one template.
-_STATES = 1024
+# States of holes whose restrictions are remembered, across the answers to one template: a bound of memory.
+_STATES = 256
 
 
 class Template:
-    """A canvas with fixed tokens and holes; made by `parse`, and never changed by use.
+    """A canvas with fixed tokens and holes; made by `parse`, and changed by use in nothing but what it remembers.
 
     Holes are filled up with `filler`, the end of a turn: the model knows it as the end of what it
     has to say. The text of a hole ends before the first filler in it and loses white space at

@@ -153,7 +153,7 @@ def _tables(profile: Profile) -> Iterable[str]:
         columns = ("pass", "p50 ms", "predicted ms", "limit ms", "of the limit", "bound by")
         yield _section("Passes against this machine's limit", _BOUND, _table(columns, limits))
     if profile.layers is not None:
-        said = "From a run of its own, since looking costs time. Other: nodes that ONNX Runtime named itself."
+        said = "From runs of their own, since looking costs time. Other: what the library fused or named itself."
         yield _section("Layers", said, _tree(profile.layers.tree))
         slowest = [(part.name, f"{part.ms:,.3f}", f"{part.share:.1%}") for part in profile.layers.slowest]
         yield _section("The slowest nodes", "Share of their graph.", _table(("node", "ms", "share"), slowest))

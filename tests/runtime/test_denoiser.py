@@ -10,7 +10,9 @@ import pytest
 from lladav.bundle import Bundle
 from lladav.errors import BundleError, OptionError, PromptError
 from lladav.manifest import Manifest
+from lladav.runtime.config import GenerationConfig
 from lladav.runtime.denoiser import Denoiser, HostWindow
+from lladav.runtime.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")
@@ -102,15 +104,30 @@ def test_batch_computes_what_its_sequences_do_alone(denoiser: Denoiser) -> None:
 def test_a_window_forgets_longer_and_shorter_prompts(kind: str, request: pytest.FixtureRequest) -> None:
     bundle = Bundle.open(request.getfixturevalue(kind))
     used = Denoiser(bundle, threads=1)
-    for prompts in ([40], [21], [0], [63], [1], [21]):
+    alone = ([40], [21], [0], [63], [1], [21])
+    for prompts in (*alone, [40, 12], [9, 21], [21, 9], [63, 63], [1, 40]):
         found = []
         for denoiser in (used, Denoiser(bundle, threads=1)):
             window = denoiser.window(prompts, 6, 6, cached=True)
-            assert (window.size, window.prompt.shape) == ((1, 64, 8), (1, *prompts, 32))
+            count = len(prompts)
+            assert (window.size, window.prompt.shape) == ((count, 64, 8), (count, max(prompts), 32))
             rows = fill(window, prompts, 6)
             found.append((window.refresh(rows).copy(), window.step(rows[1:4]).copy()))
         for again, first in zip(*found, strict=True):
             np.testing.assert_array_equal(again, first)
+
+
+def test_guidance_forgets_longer_and_shorter_prompts(tiny_bundle: Path) -> None:
+    """Prompts of masks, which stand beside each, are as long."""
+    config = GenerationConfig(gen_length=6, block_length=6, steps=3, cfg_scale=0.5, refresh_interval=2)
+    used = Pipeline.load(tiny_bundle, threads=1)
+    for length in (40, 12, 63, 1, 21):
+        answers = [
+            pipeline.generate(prompt_ids=[5 + n % 20 for n in range(length)], config=config)
+            for pipeline in (used, Pipeline.load(tiny_bundle, threads=1))
+        ]
+        again, first = ([(step.tokens, step.confidences) for step in answer.steps] for answer in answers)
+        assert again == first
 
 
 def test_padding_fills_the_bucket_and_changes_nothing(denoiser: Denoiser) -> None:
