@@ -68,8 +68,8 @@ def export(
     """Writes the bundle of a checkpoint; it appears complete or not at all.
 
     Weights stream from shards to files: peak memory is about the largest tensor (2 GB for
-    float32, 1 GB for float16 at the real size), and what is read of statistics: 0.2 GB, with the moments that `w4` needs
-    1.0 GB.
+    float32, 1 GB for float16 at the real size), and what is read of statistics: 0.2 GB, or 1.0 with the
+    moments that `w4` needs.
 
     Args:
         checkpoint: folder in Hugging Face layout, as GSAI-ML/LLaDA-V publishes it.
@@ -193,6 +193,12 @@ def _integers(
         nearest = " (weights of 4 bits are rounded to nearest, not by GPTQ)" if config.quantize == "w4" else ""
         progress.warn(f"nothing of the language model is searched by these statistics{nearest}, since {gap}")
     found = smooth(source, geometry, forms, statistics, progress, move_language=gap is None)
+    if found.too_wrong:
+        worst = max(found.too_wrong, key=lambda name: found.errors[name])
+        progress.warn(
+            f"{len(found.too_wrong)} of {len(forms)} linear layers kept in floats: "
+            f"in integers outputs would be wrong by up to {found.errors[worst]:.2f} of their size ({worst})"
+        )
     kept = tuple(name for name in linear_layers(geometry) if name in (*asked.kept, *found.too_wrong))
     better = asked.model_copy(update={"kept": kept})
     found_forms = linear_forms(geometry, better, statistics, found.migration)

@@ -28,7 +28,7 @@ class Compensation:
     """How far each column of a weight takes over the errors of those before it.
 
     Attributes:
-        order: `[in]` columns as they are rounded: by block, those of the largest inputs first.
+        order: `[in]` int64 columns as they are rounded: by block, those of the largest inputs first.
         carried: `[blocks, b, b]` float32; above the diagonal the share of a row's error that a column takes over.
     """
 
@@ -40,8 +40,8 @@ class Compensation:
         """For inputs with these second moments.
 
         Args:
-            moments: `[blocks, b, b]`, sums or means over positions.
-            factors: `[in]`, by which inputs were divided since.
+            moments: `[blocks, b, b]` float32 or float64, symmetric, sums or means over positions.
+            factors: `[in]` float32, with `in = blocks * b`, by which inputs were divided since.
         """
         blocks, size, _ = moments.shape
         hessian = moments.astype(np.float64)
@@ -62,9 +62,12 @@ class Compensation:
         """Codes whose values are at most a step away from `rows`, with the scales of `round_to_nearest`.
 
         Args:
-            rows: `[rows, in]` finite weights, as they multiply what the moments are of.
+            rows: `[rows, in]` float32 finite weights, as they multiply what the moments are of.
             form: `block` divides `in`.
             dtype: of the scales.
+
+        Returns:
+            int8 codes `[rows, in]` and scales `[rows, in / block]`.
         """
         nearest = round_to_nearest(rows, form, dtype)
         codes = np.empty_like(nearest.codes)

@@ -7,6 +7,7 @@ are lost, and the mean output so large that this would not show. So it is the ot
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -90,9 +91,12 @@ class LinearSample:
         return float(error)
 
     def relative_error(self, factors: Floats) -> float:
-        """Root of `error` over the root mean square of the output."""
+        """Root of `error` over the root mean square of the output; infinite where that is 0 and the error is not."""
         output = self.passed.power.sum() if self.passed else self.inputs.power @ self._squares(self.weights)
-        return float(np.sqrt(self.error(factors) / output)) if output else 0.0
+        error = self.error(factors)
+        if not output:
+            return math.inf if error else 0.0
+        return float(np.sqrt(error / output))
 
     @property
     def magnitudes(self) -> Floats:

@@ -16,6 +16,13 @@ def handed_on(manifest: Manifest, kind: PassName, sizes: Sizes, numbers: Numbers
     """Bytes that a refresh's or step's nodes other than products read and write, between them, on the CPU.
 
     Counted over the graph as ONNX Runtime fuses it, in float32.
+
+    Args:
+        manifest: of the bundle.
+        kind: of pass, `refresh` or `step`.
+        sizes: of its window, padding included.
+        numbers: in which it computes.
+        rows: of logits, per sequence; None is the whole canvas.
     """
     g = manifest.geometry.language
     wanted = sizes.canvas if rows is None else rows

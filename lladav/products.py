@@ -40,7 +40,15 @@ class Product(NamedTuple):
 def pass_products(
     manifest: Manifest, kind: PassName, sizes: Sizes, numbers: Numbers, rows: int | None = None
 ) -> Iterator[Product]:
-    """All matrix products of a pass; arguments as in `costs.pass_cost`."""
+    """All matrix products of a pass.
+
+    Args:
+        manifest: of the bundle.
+        kind: of pass.
+        sizes: of its window, padding included, or of its crops.
+        numbers: in which it computes.
+        rows: of logits, per sequence; None is the whole canvas. It counts in the denoiser alone.
+    """
     g = manifest.geometry
     if kind == "refresh" or kind == "step":
         yield from _denoiser_products(g.language, kind, sizes, numbers, sizes.canvas if rows is None else rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +149,14 @@ def test_error_counts_as_it_shows_behind_the_nonlinearity() -> None:
     assert true / 2 < behind.relative_error(ones) < 2 * true
 
 
+@pytest.mark.parametrize(("slope", "expected"), [(1, np.inf), (0, 0)])
+def test_error_where_there_is_no_output(slope: float, expected: float) -> None:
+    weights, inputs = drawn(16, 32, seed=3)
+    passed = Passed(np.zeros(16), np.full(16, slope))
+    sample = replace(sample_of(weights, inputs, LinearForm("int8")), passed=passed)
+    assert sample.relative_error(np.ones(32, np.float32)) == expected
+
+
 def test_nothing_leaves_float16() -> None:
     weights, _ = drawn(8, 16, seed=4)
     weights[:, 0] *= 1e5
@@ -233,7 +242,13 @@ def test_export_says_which_layers_stay_in_floats(
     options = ("--quantize", "w8a8", "--statistics", str(tmp_path / "seen.npz"), "--no-verify")
     result = CliRunner().invoke(app, ("export", str(tiny_checkpoint), str(tmp_path / "bundle"), *options))
     assert result.exit_code == 0
-    assert f"{7 * LAYERS + 6 * VISION_LAYERS + 2} linear layers are no integers: " in result.stdout
+    count = 7 * LAYERS + 6 * VISION_LAYERS + 2
+    assert f"{count} linear layers are no integers: " in result.stdout
+    warning = rf"warning: {count} of {count} linear layers kept in floats: .* by up to 0\.(\d+) of .* \((\S+)\)"
+    said = re.search(warning, result.stderr)
+    assert said
+    assert int(said[1]) > 0
+    assert said[2] in result.stdout
     assert FILE not in {entry.path for entry in Bundle.open(tmp_path / "bundle").manifest.files}
 
 
