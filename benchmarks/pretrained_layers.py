@@ -31,7 +31,8 @@ from lladav.export.graph_form import LinearForm
 from lladav.export.linear_sample import InputSizes, LinearSample
 from lladav.export.quantize import LEVELS, dequantized, round_to_nearest, scales_for
 from lladav.export.smoothing import WORST_ERRORS, best_factors
-from lladav.statistics import BINS, Activations, bin_numbers, block_moments
+from lladav.reductions import BINS, bin_numbers, block_moments
+from lladav.statistics import Activations
 
 Floats = npt.NDArray[np.float32]
 Observe = Callable[[str, Floats], None]

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lladav.errors import CalibrationError
-from lladav.statistics import BINS, Statistics, bin_numbers, block_moments
+from lladav.reductions import BINS, bin_numbers, block_moments
+from lladav.statistics import Statistics
 from lladav.statistics_header import Condition
 
 Array = npt.NDArray[Any]

@@ -18,7 +18,8 @@ from lladav.export.checkpoint import Checkpoint
 from lladav.export.gelu import Passed
 from lladav.export.graph_form import LinearForm
 from lladav.export.quantize import LEVELS, dequantized, round_to_nearest
-from lladav.statistics import Activations, bin_edges
+from lladav.reductions import bin_edges
+from lladav.statistics import Activations
 
 Floats = npt.NDArray[np.float32]
 Sums = npt.NDArray[np.float64]

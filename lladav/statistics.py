@@ -1,7 +1,6 @@
 """Statistics of a model's activations: what a calibration leaves, and a quantised export reads.
 
-The one module of the core that needs numpy: the file is arrays, and both sides have to count in
-the same bins (docs/calibration.md).
+The file is arrays, so that this module needs numpy, as the core otherwise does not (docs/calibration.md).
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from pydantic import ValidationError
 from lladav.errors import CalibrationError
 from lladav.geometry import Geometry
 from lladav.manifest import LANGUAGE_LAYERS, Manifest
+from lladav.reductions import BINS, bin_edges, moment_shape
 from lladav.staging import sync
 from lladav.statistics_header import Condition, GraphRecord, Header
 
@@ -31,15 +30,7 @@ SUFFIX = ".npz"
 _HEADER = "header.json"
 _CALIBRATE = "calibrate a bundle of this checkpoint with `lladav calibrate`"
 _ARRAYS: dict[str, type[np.generic]] = {"absmax": np.float32, "square_sum": np.float64, "histogram": np.int64}
-# A bin is what a float32's exponent and the highest bits of its fraction have in common.
-_FRACTION_BITS = 3
-_SHIFT = np.uint32(23 - _FRACTION_BITS)
-_EXPONENTS = (-24, 20)
-_FIRST, _LAST = ((127 + exponent) << _FRACTION_BITS for exponent in _EXPONENTS)
-BINS = 1 + _LAST - _FIRST
-"""Of a histogram of absolute values: 8 per octave from 2**-24 to 2**20, after one for all that is smaller."""
 _MOMENTS = "moments"
-_MOMENT_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -258,28 +249,6 @@ class Statistics:
         return graph
 
 
-def bin_numbers(absolute: Floats) -> Counts:
-    """The bin of every value of `absolute`, which is not negative."""
-    return np.clip((absolute.view(np.uint32) >> _SHIFT).astype(np.int64) - (_FIRST - 1), 0, BINS - 1)
-
-
-def bin_edges() -> Floats:
-    """Upper edges of the bins `[BINS]` float32; the last bin also has what is larger."""
-    return (np.arange(_FIRST, _LAST + 1, dtype=np.uint32) << _SHIFT).view(np.float32)
-
-
-def block_moments(rows: Floats) -> Floats:
-    """Sums of products of channels `[channels / b, b, b]` over `rows` `[n, channels]`; see `Statistics.moments`."""
-    blocks = rows.reshape(len(rows), *_moment_shape(rows.shape[1])[:2]).transpose(1, 0, 2)
-    sums: Floats = blocks.transpose(0, 2, 1) @ blocks
-    return sums
-
-
-def _moment_shape(channels: int) -> tuple[int, int, int]:
-    block = gcd(channels, _MOMENT_BLOCK)
-    return channels // block, block, block
-
-
 def _kinds(tensor: str) -> tuple[str, ...]:
     """Arrays of one tensor, in the order of the file."""
     return (*_ARRAYS, _MOMENTS) if tensor.startswith(LANGUAGE_LAYERS) else tuple(_ARRAYS)
@@ -291,7 +260,7 @@ def _zeros(tensor: str, conditions: int, channels: int) -> dict[str, npt.NDArray
         "absmax": (conditions, channels),
         "square_sum": (conditions, channels),
         "histogram": (conditions, BINS),
-        _MOMENTS: _moment_shape(channels),
+        _MOMENTS: moment_shape(channels),
     }
     return {kind: np.zeros(shapes[kind], _ARRAYS.get(kind, np.float32)) for kind in _kinds(tensor)}
 

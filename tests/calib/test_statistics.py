@@ -15,7 +15,8 @@ from hypothesis.extra.numpy import arrays
 from lladav.calib.collector import Collector
 from lladav.errors import CalibrationError
 from lladav.manifest import Manifest
-from lladav.statistics import BINS, Statistics, bin_edges, bin_numbers
+from lladav.reductions import BINS, bin_edges, bin_numbers
+from lladav.statistics import Statistics
 from lladav.statistics_header import CalibrationRun, Condition, GraphRecord, Header, SourceFile
 
 BASE, CROP = Condition(kind="base"), Condition(kind="crop")

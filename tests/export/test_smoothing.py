@@ -30,7 +30,8 @@ from lladav.export.quantize import dequantized, round_to_nearest
 from lladav.export.smoothing import WORST_ERRORS, best_factors
 from lladav.export.weights import WeightStream
 from lladav.manifest import LANGUAGE_LAYERS, QuantizedForm
-from lladav.statistics import BINS, Activations, Statistics, bin_numbers
+from lladav.reductions import BINS, bin_numbers
+from lladav.statistics import Activations, Statistics
 
 Floats = npt.NDArray[np.float32]
 Calibrate = Callable[..., Path]
