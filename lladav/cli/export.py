@@ -77,7 +77,10 @@ def export(
         config = ExportConfig.model_validate(chosen)
     except ValidationError as error:
         faults = "; ".join(
-            ": ".join((*(f"--{name}".replace("_", "-") for name in e["loc"][:1]), e["msg"])) for e in error.errors()
+            ": ".join(
+                (*(f"--{name}".replace("_", "-") for name in e["loc"][:1]), e["msg"].removeprefix("Value error, "))
+            )
+            for e in error.errors()
         )
         raise OptionError(f"these options cannot be used: {faults}", cure="see `lladav export --help`") from error
 
