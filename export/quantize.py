@@ -43,7 +43,12 @@ def round_to_nearest(rows: Floats, form: LinearForm, dtype: npt.DTypeLike) -> Qu
     """
     lowest, highest = LEVELS[form.weights]
     blocks = rows.reshape(len(rows), -1, form.block or rows.shape[1])
-    scales = scales_for(np.maximum(blocks.max(-1) / highest, blocks.min(-1) / lowest), dtype)
+    largest, smallest = blocks.max(-1), blocks.min(-1)
+    scales = scales_for(np.maximum(largest / highest, smallest / lowest), dtype)
+    # Among numbers too small to be normal a quotient may have been rounded down by much of itself.
+    steps = scales.astype(np.float32)
+    beyond = (np.rint(largest / steps) > highest) | (np.rint(smallest / steps) < lowest)
+    scales.view(np.dtype(f"u{scales.dtype.itemsize}"))[beyond] += 1
     codes = np.rint(blocks / scales.astype(np.float32)[..., None])
     return QuantizedRows(codes.astype(np.int8).reshape(rows.shape), scales)
 

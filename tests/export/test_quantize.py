@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -30,6 +30,7 @@ def steps(scales: np.ndarray, like: np.ndarray) -> np.ndarray:
     return np.repeat(scales.astype(np.float32), like.shape[1] // scales.shape[1], axis=1)
 
 
+@example(np.full((1, 4), 2.69e-42, np.float32), FORMS[0], np.float32)
 @given(rows, forms, dtypes)
 def test_values_are_at_most_half_a_step_away(weights: np.ndarray, form: LinearForm, dtype: Any) -> None:
     found = round_to_nearest(weights, form, dtype)
