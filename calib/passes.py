@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lladav.manifest import Manifest
-from lladav.prompt_kv import PAST, PRESENT, kept_arrays
+from lladav.prompt_kv import PAST, PRESENT
 from lladav.runtime import StepEvent
+from lladav.runtime.denoiser import no_past
 from lladav.runtime.prompt import IMAGE_TOKEN
 from lladav.statistics_header import Condition
 
@@ -106,12 +107,11 @@ def refresh_inputs(
         masked: canvas positions whose logits are wanted.
     """
     length = len(prompt)
-    arrays = kept_arrays(manifest.geometry.language, "float32", manifest.prompt_kv)
     window = _window(np.concatenate((prompt, canvas)), start=0, past=0)
     return window | {
         "rows": length + masked,
         "kept": np.arange(length),
-        **{f"{PAST}{a.name}": np.zeros((1, a.heads, 0, a.width), a.dtype) for a in arrays},
+        **no_past(manifest),
     }
 
 

@@ -11,12 +11,11 @@ import numpy.typing as npt
 
 from lladav.bundle import Bundle
 from lladav.errors import BundleError
-from lladav.export.coverage import linear_layers
+from lladav.export.coverage import layers_with_head
 from lladav.export.graph_pieces import GraphPieces
 from lladav.export.migration import Migration
 from lladav.export.progress import Progress
-from lladav.manifest import HEAD, Manifest
-from lladav.prompt_kv import PAST, kept_arrays
+from lladav.runtime.denoiser import no_past
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -83,7 +82,7 @@ def layer_errors(
             features = ours.pieces.results["vision_features"]
             passes["connector"] = [{"vision_features": values[features]} for values in ends]
     quantization, geometry = quantised.manifest.quantization, reference.manifest.geometry
-    sizes = linear_layers(geometry) | {HEAD: (geometry.language.vocab_rows, geometry.language.hidden_size)}
+    sizes = layers_with_head(geometry)
     found = []
     for (name, layer), own in sums.items():
         integers = quantization.integers(layer, sizes[layer][1]) if quantization else None
@@ -92,7 +91,7 @@ def layer_errors(
 
 
 def refresh_inputs(prompt: Floats, canvas: Floats, masked: Array) -> Values:
-    """Inputs of `denoiser` for a window `[prompt | canvas]`, without padding or keys that are kept; see `no_past`.
+    """Inputs of `denoiser` for a window `[prompt | canvas]`, without padding or keys that are kept; nor a past.
 
     Args:
         prompt: `[P, D]` rows.
@@ -107,12 +106,6 @@ def refresh_inputs(prompt: Floats, canvas: Floats, masked: Array) -> Values:
         "rows": len(prompt) + masked,
         "kept": np.arange(0),
     }
-
-
-def no_past(manifest: Manifest) -> Values:
-    """The inputs of `denoiser` that say that there are no earlier keys and values; bundles differ in their types."""
-    arrays = kept_arrays(manifest.geometry.language, "float32", manifest.prompt_kv)
-    return {f"{PAST}{a.name}": np.zeros((1, a.heads, 0, a.width), a.dtype) for a in arrays}
 
 
 @dataclass

@@ -7,9 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, field_validator, model_validator
 
-from lladav.manifest import Precision, PromptKV, QuantizedForm, TensorType
-
-COMPUTE_TYPES: dict[Precision, TensorType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+from lladav.manifest import Precision, PromptKV, QuantizedForm
 
 
 class ExportConfig(BaseModel):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from lladav.errors import CheckpointError
 from lladav.export.checkpoint import Checkpoint
 from lladav.geometry import Geometry, LanguageGeometry, VisionGeometry
-from lladav.manifest import CONNECTOR, TOWER
+from lladav.manifest import CONNECTOR, HEAD, TOWER
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -44,6 +44,12 @@ def linear_layers(geometry: Geometry) -> dict[str, tuple[int, int]]:
         for name, shape in matrices.items()
         if name not in VOCABULARY and "embedding" not in name
     }
+
+
+def layers_with_head(geometry: Geometry) -> dict[str, tuple[int, int]]:
+    """`linear_layers` and the head."""
+    language = geometry.language
+    return linear_layers(geometry) | {HEAD: (language.vocab_rows, language.hidden_size)}
 
 
 def check_coverage(checkpoint: Checkpoint, geometry: Geometry) -> dict[str, str]:

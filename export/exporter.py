@@ -21,7 +21,7 @@ from lladav.errors import CheckpointError
 from lladav.export import require
 from lladav.export.calibration_gaps import calibration_gap
 from lladav.export.checkpoint import Checkpoint
-from lladav.export.config import COMPUTE_TYPES, ExportConfig
+from lladav.export.config import ExportConfig
 from lladav.export.coverage import check_coverage, linear_layers
 from lladav.export.denoiser_graph import denoiser, denoiser_cpu
 from lladav.export.graph_form import GraphForm, LinearForm, head_parts, linear_forms, matching_layers
@@ -36,6 +36,7 @@ from lladav.export.vision_graphs import connector, vision_encoder
 from lladav.export.weights import HashedFile, WeightStream
 from lladav.geometry import Geometry
 from lladav.manifest import (
+    COMPUTE_TYPES,
     INT4_BLOCK,
     MASK_DISTANCE,
     Buckets,

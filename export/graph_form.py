@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lladav.errors import OptionError
-from lladav.export.coverage import linear_layers
+from lladav.export.coverage import layers_with_head, linear_layers
 from lladav.export.input_ranges import input_range
 from lladav.export.migration import Migration
 from lladav.geometry import Geometry, LanguageGeometry
-from lladav.manifest import HEAD, LANGUAGE_LAYERS, PromptKV, Quantization, TensorType
+from lladav.manifest import LANGUAGE_LAYERS, PromptKV, Quantization, TensorType
 from lladav.statistics import Statistics
 
 # TensorRT on a Jetson Orin Nano failed at a head of 622 MB in one product (docs/decisions.md).
@@ -116,9 +116,7 @@ def linear_forms(
         CalibrationError: the statistics lack a layer, or say nothing about its input.
     """
     forms = {}
-    language = geometry.language
-    head = {HEAD: (language.vocab_rows, language.hidden_size)}
-    for name, (_, inputs) in (linear_layers(geometry) | head).items():
+    for name, (_, inputs) in layers_with_head(geometry).items():
         integers = quantization.integers(name, inputs)
         if integers is None:
             continue

@@ -11,11 +11,10 @@ import onnx
 from onnx import numpy_helper
 
 from lladav.bundle import Bundle
-from lladav.export.config import COMPUTE_TYPES
 from lladav.export.denoiser_graph import input_headroom
 from lladav.export.graph_pieces import map_weight
 from lladav.export.quantize import QuantizedRows
-from lladav.manifest import RoundingName
+from lladav.manifest import COMPUTE_TYPES, RoundingName
 
 Floats = npt.NDArray[np.float32]
 

@@ -24,9 +24,9 @@ from lladav.export.verification import (
     tolerance_of_cached_steps,
     tolerance_on_cpu,
 )
-from lladav.prompt_kv import PAST, PRESENT, kept_arrays
+from lladav.prompt_kv import PAST, PRESENT
 from lladav.runtime import merge
-from lladav.runtime.denoiser import GRAPH
+from lladav.runtime.denoiser import GRAPH, no_past
 from lladav.runtime.embedding import EmbeddingTable, merge_prompt
 from lladav.runtime.images import open_image, pixel_values, preprocess
 from lladav.runtime.prompt import IMAGE_TOKEN, ChatTokenizer
@@ -148,7 +148,7 @@ class LayerByLayer:
         full = Comparison("denoiser", "logits, full pass", tolerance.whole)
         step = Comparison("denoiser", "logits, step pass", cached)
 
-        full_pass = window.full_pass(embeds) | self._empty_past()
+        full_pass = window.full_pass(embeds) | no_past(self._manifest)
         step_pass = window.step_pass(full_pass)
         rotary = graph.piece("rotary")
         full_pass |= rotary.run(full_pass)
@@ -190,7 +190,7 @@ class LayerByLayer:
         if GRAPH in self._manifest.graphs:
             given = {name: value for name, value in step_pass.items() if name.startswith(PAST)}
             self._denoiser_cpu(
-                window.full_pass(embeds) | self._empty_past(), window.step_pass(full_pass) | given, expected
+                window.full_pass(embeds) | no_past(self._manifest), window.step_pass(full_pass) | given, expected
             )
 
     def _denoiser_cpu(self, full_pass: Values, step_pass: Values, expected: Floats) -> None:
@@ -215,10 +215,6 @@ class LayerByLayer:
         ids = np.random.default_rng(0).integers(0, self._manifest.geometry.language.vocab_rows, CANVAS)
         ids[::2] = self._manifest.tokens.mask
         return np.concatenate([self._reference.embedding(i, i + 1) for i in ids.tolist()])
-
-    def _empty_past(self) -> Values:
-        arrays = kept_arrays(self._manifest.geometry.language, "float32", self._manifest.prompt_kv)
-        return {f"{PAST}{a.name}": np.empty((1, a.heads, 0, a.width), a.dtype) for a in arrays}
 
 
 def _unrounded(expected: Floats, kept: npt.NDArray[Any], scale: Floats | None = None) -> Floats:

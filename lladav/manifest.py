@@ -39,6 +39,9 @@ RoundingName = Literal["nearest", "gptq"]
 TensorType = Literal["float32", "float16", "bfloat16", "int64", "int8"]
 PromptKV = Literal["int8"]
 
+COMPUTE_TYPES: dict[Precision, TensorType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""Type of matrix products, and of weights that are no integers."""
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lladav.errors import OptionError
-from lladav.manifest import Manifest, Precision, TensorType
+from lladav.manifest import COMPUTE_TYPES, Manifest, Precision
 from lladav.prompt_kv import PAST, kept_arrays
 
 ALIGNMENT = 256
@@ -23,7 +23,6 @@ IDS = 1 << 20
 BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 """Of a value in the compute type."""
 _ITEM: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int8": 1, "uint8": 1}
-_COMPUTED: dict[Precision, TensorType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def plan_memory(
         scratch: bytes of activations, shared by passes that never run at the same time.
     """
     language, vision = manifest.geometry.language, manifest.geometry.vision
-    floats = _COMPUTED[precision or manifest.precision]
+    floats = COMPUTE_TYPES[precision or manifest.precision]
     b, p, c, t = sizes.batch, sizes.prompt, sizes.canvas, sizes.tiles
     d, window = language.hidden_size, p + c
 

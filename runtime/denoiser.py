@@ -107,9 +107,8 @@ class HostWindow:
         self._logits = np.zeros(batch * canvas * language.vocab_rows, np.float32)
         arrays = tuple(kept_arrays(language, "float32", manifest.prompt_kv))
         self._kept_rooms = {a: np.zeros(batch * a.heads * prompt * a.width, a.dtype) for a in arrays if cached}
-        no_past = {f"{PAST}{a.name}": np.zeros((batch, a.heads, 0, a.width), a.dtype) for a in arrays}
         self._keep = np.array([0])
-        self._refresh = BoundPass(session, {"keep": self._keep, **no_past}, {})
+        self._refresh = BoundPass(session, {"keep": self._keep, **no_past(manifest, batch)}, {})
         own: dict[str, np.ndarray] = {
             "inputs_embeds": self.canvas,
             "position_ids": self._canvas_positions,
@@ -200,6 +199,12 @@ class HostWindow:
         bound.bind_output("logits", logits)
         bound.run()
         return logits
+
+
+def no_past(manifest: Manifest, batch: int = 1) -> dict[str, np.ndarray]:
+    """Inputs of a denoiser's graph on the CPU that say that no earlier pass kept keys and values."""
+    arrays = kept_arrays(manifest.geometry.language, "float32", manifest.prompt_kv)
+    return {f"{PAST}{a.name}": np.zeros((batch, a.heads, 0, a.width), a.dtype) for a in arrays}
 
 
 def _part(room: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -11,13 +11,13 @@ from onnx import TensorProto
 from tiny import write_tiny_checkpoint
 
 from lladav.bundle import Bundle
-from lladav.export.config import COMPUTE_TYPES, ExportConfig
+from lladav.export.config import ExportConfig
 from lladav.export.denoiser_graph import denoiser
 from lladav.export.exporter import export
 from lladav.export.graph_form import GraphForm
 from lladav.export.stored_weight import ELEMENT_TYPES
 from lladav.geometry import LanguageGeometry
-from lladav.manifest import Precision
+from lladav.manifest import COMPUTE_TYPES, Precision
 from lladav.runtime.sessions import open_session
 
 GRAPHS = ("denoiser", "denoiser_cpu", "vision_encoder", "connector")
