@@ -186,11 +186,11 @@ class GoldenSet:
             return np.random.Generator(np.random.PCG64(seed)).integers(0, 256, (2, 384, 384, 3), dtype=np.uint8)
         return preprocess(open_image(self.images([name])[0]), pipeline.pictures.encoder.preprocessing).pixels
 
-    def prompt_rows(self, pipeline: Pipeline, case: dict[str, Any]) -> np.ndarray:
-        """Merged prompt `[P, D]` of a case of `merge`."""
+    def merged_prompt(self, pipeline: Pipeline, case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Prompt `[P, D]` of a case of `merge`, and the token at each of its positions `[P]`."""
         aspect: Any = case["aspect_override"] or "anyres"
         rows = [pipeline.image_rows(path, aspect) for path in self.images(case["images"])]
-        return merge_prompt(case["ids"], pipeline.table, rows, pipeline.bundle.manifest.max_prompt)[0]
+        return merge_prompt(case["ids"], pipeline.table, rows, pipeline.bundle.manifest.max_prompt)
 
     def logits(self, pipeline: Pipeline, name: str) -> np.ndarray:
         """Logits of the last positions of a case of `fwd`, in a window with padding."""

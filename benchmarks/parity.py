@@ -61,7 +61,7 @@ def components(golden: GoldenSet) -> Iterator[str]:
         )
     yield row("vision tower", len(pictures), FEATURE_TOLERANCE, features)
     yield row("connector", len(pictures), CONNECTOR_TOLERANCE, connected)
-    merged = [max(golden.error(c["embeds"], golden.prompt_rows(p, c)) for c in merges.values()) for p in pipelines]
+    merged = [max(golden.error(c["embeds"], golden.merged_prompt(p, c)[0]) for c in merges.values()) for p in pipelines]
     yield row("merged prompt", len(merges), CONNECTOR_TOLERANCE, merged)
     logits = [max(golden.error(passes[n]["logits_tail"], golden.logits(p, n)) for n in passes) for p in pipelines]
     yield row("logits", len(passes), LOGIT_TOLERANCE, logits)

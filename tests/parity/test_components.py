@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from benchmarks.golden import CONNECTOR_TOLERANCE, FEATURE_TOLERANCE, LOGIT_TOLERANCE, GoldenSet
 from lladav.runtime.images import pixel_values
+from lladav.runtime.prompt import IMAGE_TOKEN
 from lladav.runtime.sessions import open_session
 
 PICTURES = ("synthetic_2crops", "square", "photo43", "sliver_a", "gray", "alpha")
 PROMPTS = (
-    *("one_photo43", "one_tall", "one_sliver_a", "two_slivers", "two_mixed", "three_truncated_8192", "no_image"),
-    *("more_placeholders_than_images", "more_images_than_placeholders", "one_pad_4d", "two_pad_4d"),
+    *("one_photo43", "one_down", "one_tall", "one_wide", "one_ribbon", "one_tiny", "one_odd", "one_sliver_a"),
+    *("two_slivers", "two_mixed", "three_truncated_8192", "no_image", "one_pad_4d", "two_pad_4d"),
+    *("more_placeholders_than_images", "more_images_than_placeholders"),
 )
 
 
@@ -32,12 +35,24 @@ def test_tower_ends_without_post_layernorm(golden_set: GoldenSet, name: str) -> 
     assert golden_set.error(facts["post_layernorm_unused"], hidden) > 100 * FEATURE_TOLERANCE
 
 
+def test_every_golden_prompt_is_tested(golden_set: GoldenSet) -> None:
+    assert set(golden_set.facts["merge"]["cases"]) == set(PROMPTS)
+
+
 @pytest.mark.parametrize("name", PROMPTS)
 def test_merged_prompt(golden_set: GoldenSet, name: str) -> None:
     case = golden_set.facts["merge"]["cases"][name]
-    rows = golden_set.prompt_rows(golden_set.pipeline(), case)
+    pipeline = golden_set.pipeline()
+    rows, tokens = golden_set.merged_prompt(pipeline, case)
     assert len(rows) == case["length"]
     assert golden_set.error(case["embeds"], rows) < CONNECTOR_TOLERANCE
+    lengths = golden_set.arrays[f"{case['embeds']['npz']}/row_l2"]
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), lengths, rtol=1e-5, atol=1e-4)
+    newlines = np.flatnonzero((rows == pipeline.pictures.encoder.newline).all(axis=1))
+    assert newlines.tolist() == case["newline_positions"]
+    text = [token for token in case["ids"] if token != IMAGE_TOKEN]
+    kept = [(p, token) for p, token in zip(case["text_positions"], text, strict=True) if p is not None]
+    assert [(p, tokens[p]) for p in np.flatnonzero(tokens != IMAGE_TOKEN)] == kept
 
 
 @pytest.mark.parametrize("name", ["synthetic_48", "synthetic_333", "text_then_32_masks", "image_then_16_masks"])

@@ -1,6 +1,6 @@
-from __future__ import annotations
+"""Embedding rows of every type, and the prompt that text and pictures make."""
 
-import json
+from __future__ import annotations
 
 import numpy as np
 import pytest
@@ -8,39 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lladav.errors import BundleError, PromptError
-from lladav.geometry import Geometry, LanguageGeometry, VisionGeometry
-from lladav.manifest import Preprocessing, TableSpec
-from lladav.runtime import merge
+from lladav.manifest import TableSpec
 from lladav.runtime.embedding import EmbeddingTable, merge_prompt
-from lladav.runtime.images import open_image, pixel_values, preprocess
 from lladav.runtime.prompt import IMAGE_TOKEN
-
-PRE = Preprocessing(
-    crop_size=384, grid_pinpoints=tuple((384 * i, 384 * j) for i in range(1, 7) for j in range(1, 7)), max_tiles=4
-)
-GOLDEN = Geometry(
-    language=LanguageGeometry(
-        hidden_size=64,
-        intermediate_size=160,
-        layers=3,
-        heads=4,
-        kv_heads=4,
-        head_size=16,
-        vocab_rows=126464,
-        rope_theta=5e5,
-        rms_norm_eps=1e-5,
-        max_positions=16384,
-    ),
-    vision=VisionGeometry(
-        hidden_size=32,
-        intermediate_size=80,
-        layers=3,
-        heads=2,
-        image_size=384,
-        patch_size=14,
-        layer_norm_eps=1e-6,
-    ),
-)
 
 
 def bfloat16_bits(values):
@@ -136,91 +106,3 @@ def test_prompt_equals_the_slow_version(tables, ids, lengths, max_prompt):
     np.testing.assert_array_equal(got, np.concatenate([np.empty((0, 6)), *parts])[:cut])
     assert (got.dtype, got_kinds.dtype) == (np.float32, np.int64)
     assert got_kinds.tolist() == kinds[:cut]
-
-
-# ------------------------------------------------------------------ against the recorded reference
-
-
-def read_safetensors(folder):
-    for file in sorted(folder.glob("model-*.safetensors")):
-        data = file.read_bytes()
-        start = 8 + int.from_bytes(data[:8], "little")
-        for name, entry in json.loads(data[8:start]).items():
-            if name != "__metadata__":
-                begin, end = entry["data_offsets"]
-                yield name, np.frombuffer(data[start + begin : start + end], "<f4").reshape(entry["shape"])
-
-
-class Golden:
-    """The golden checkpoint, with the connector's output for any of the golden pictures."""
-
-    def __init__(self, checkpoint, pictures, folder):
-        torch = pytest.importorskip("torch")
-        from lladav.export.reference import LladaV
-
-        self.torch, self.pictures = torch, pictures
-        tensors = dict(read_safetensors(checkpoint))
-        self.newline = tensors["model.image_newline"]
-        tensors["model.embed_tokens.weight"].tofile(folder / "embed.bin")
-        spec = TableSpec(file="embed.bin", dtype="float32", shape=(126464, 64))
-        self.table = EmbeddingTable(folder / "embed.bin", spec)
-        self.model = LladaV(GOLDEN).eval()
-        wanted = self.model.state_dict().keys()
-        self.model.load_state_dict({n: torch.from_numpy(t.copy()) for n, t in tensors.items() if n in wanted})
-        self.cache = {}
-
-    def image(self, name, aspect):
-        """Merged features of one picture, `[n, 64]`."""
-        if (name, aspect) not in self.cache:
-            crops = preprocess(open_image(self.pictures / f"{name}.{'tif' if name == 'cmyk' else 'png'}"), PRE, aspect)
-            with self.torch.inference_mode():
-                features = self.model.image_features(self.torch.from_numpy(pixel_values(crops.pixels))).numpy()
-            plan = merge.merge_plan(crops.size, crops.grid, 27, PRE.max_tiles)
-            self.cache[name, aspect] = merge.apply(plan, features, self.newline)
-        return self.cache[name, aspect]
-
-
-@pytest.fixture(scope="module")
-def golden(golden_checkpoint, shared, tmp_path_factory):
-    return Golden(golden_checkpoint("fp32"), shared / "parity" / "images", tmp_path_factory.mktemp("golden"))
-
-
-CASES = [
-    "one_photo43",
-    "one_down",
-    "one_tall",
-    "one_wide",
-    "one_ribbon",
-    "one_tiny",
-    "one_odd",
-    "one_sliver_a",
-    "two_slivers",
-    "two_mixed",
-    "three_truncated_8192",
-    "more_images_than_placeholders",
-    "no_image",
-    "more_placeholders_than_images",
-    "two_pad_4d",
-    "one_pad_4d",
-]
-
-
-def test_every_golden_merge_is_tested(goldens):
-    assert sorted(goldens.facts["merge"]["cases"]) == sorted(CASES)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_merged_prompt_is_that_of_the_reference(name, goldens, golden):
-    case = goldens.facts["merge"]["cases"][name]
-    images = [golden.image(picture, case["aspect_override"] or "anyres") for picture in case["images"]]
-    embeds, kinds = merge_prompt(case["ids"], golden.table, images, 8192)
-    assert list(embeds.shape) == case["embeds"]["shape"] == [case["length"], 64]
-    newlines = np.flatnonzero((embeds == golden.newline).all(axis=1))
-    assert newlines.tolist() == case["newline_positions"]
-    text = [i for i in case["ids"] if i != IMAGE_TOKEN]
-    kept = [(p, i) for p, i in zip(case["text_positions"], text, strict=True) if p is not None]
-    assert [(p, kinds[p]) for p in np.flatnonzero(kinds != IMAGE_TOKEN)] == kept
-    key = case["embeds"]["npz"]
-    np.testing.assert_allclose(np.linalg.norm(embeds, axis=1), goldens.arrays[f"{key}/row_l2"], rtol=1e-5, atol=1e-4)
-    sampled = embeds.reshape(-1)[goldens.arrays[f"{key}/idx"]]
-    np.testing.assert_allclose(sampled, goldens.arrays[f"{key}/val"], rtol=0, atol=1e-4)
