@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.gpu.bundles import DEMO
-from benchmarks.make_full_size import LAYERS, VISION_LAYERS, real_geometry
+from benchmarks.make_full_size import real_geometry
 from benchmarks.parity import replaced
 from lladav.engines import Prediction, load_target, predict
 from lladav.engines.builder import MEMORY_PER_WEIGHT_STREAMED, MEMORY_PER_WEIGHT_WHOLE
@@ -35,7 +35,7 @@ def llada_v(folder: Path) -> Path:
     """A bundle whose manifest has LLaDA-V's sizes, which is all that predictions read; its files are the demo's."""
     export(DEMO, folder, ExportConfig(dtype="fp16", verify=False))
     small = Manifest.read(folder)
-    geometry = real_geometry(LAYERS, VISION_LAYERS)
+    geometry = real_geometry()
     g = geometry.language
     table = small.tables["embed_tokens"].model_copy(update={"shape": (g.vocab_rows, g.hidden_size)})
     buckets = Buckets(tiles=small.buckets.tiles, prompt=PROMPTS, canvas=CANVASES)

@@ -60,7 +60,8 @@ POOL = 4_194_301
 Values = npt.NDArray[Any]
 
 
-def real_geometry(layers: int, vision_layers: int) -> Geometry:
+def real_geometry(layers: int = LAYERS, vision_layers: int = VISION_LAYERS) -> Geometry:
+    """Of GSAI-ML/LLaDA-V, with as many layers as are given."""
     return Geometry(
         language=LanguageGeometry(
             hidden_size=4096,

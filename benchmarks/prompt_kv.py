@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import cpu, mid_size
 from benchmarks.cpu import CANVAS, CLOCKS, DEMO, alternate, machine, ratio
-from benchmarks.make_full_size import LAYERS, VISION_LAYERS, real_geometry
+from benchmarks.make_full_size import real_geometry
 from benchmarks.parity import replaced
 from benchmarks.quantized import slice_of_the_real_model
 from lladav.export.config import ExportConfig
@@ -87,7 +87,7 @@ def speed_table(results: Mapping[str, Any]) -> Iterator[str]:
 
 def memory_table() -> Iterator[str]:
     """Markdown, of the real geometry."""
-    language = real_geometry(LAYERS, VISION_LAYERS).language
+    language = real_geometry().language
     yield f"| | one position | {' | '.join(f'prompt of {prompt:,}' for prompt in REAL_PROMPTS)} |"
     yield "|---" * (len(REAL_PROMPTS) + 2) + "|"
     for name, kind in (("fp16", None), ("int8", "int8")):

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks import cpu, mid_size
 from benchmarks.cpu import CANVAS, CLOCKS, DEMO, PROMPT, alternate, machine, ratio
-from benchmarks.make_full_size import LAYERS, VISION_LAYERS, real_geometry
+from benchmarks.make_full_size import LAYERS, real_geometry
 from benchmarks.parity import replaced
 from lladav.bundle import Bundle
 from lladav.calib import calibrate
@@ -80,7 +80,7 @@ def measure(plain: Bundle, form: Bundle, rounds: int, chosen: Sequence[str]) -> 
 
 def sizes() -> dict[str, dict[str, int]]:
     """Bytes of the weights files of the real geometry and of its embedding table, by form and file."""
-    geometry = real_geometry(LAYERS, VISION_LAYERS)
+    geometry = real_geometry()
     language = geometry.language
     parts = head_parts(language, width=2)
     found = {}
@@ -120,7 +120,7 @@ def measure_model(checkpoint: Path, work: Path, rounds: int, chosen: Sequence[st
 
 def slice_of_the_real_model() -> LanguageGeometry:
     """One of its layers, and as large a part of its vocabulary."""
-    language = real_geometry(LAYERS, VISION_LAYERS).language
+    language = real_geometry().language
     return language.model_copy(update={"layers": 1, "vocab_rows": language.vocab_rows // LAYERS})
 
 

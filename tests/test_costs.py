@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from node_costs import counted
 from onnx import TensorProto, helper
 
+from benchmarks.make_full_size import real_geometry
 from lladav.costs import Cost, Rates, pass_cost, weight_bytes
 from lladav.export.exporter import build_graphs
 from lladav.export.graph_form import GraphForm, linear_forms
@@ -144,13 +145,7 @@ def test_picture_costs_what_its_nodes_do(graph: PassName, precision: Precision, 
 
 def test_llada_costs_what_its_nodes_do() -> None:
     """The published geometry, in the form for 8 bits of weights."""
-    language = LANGUAGE.model_copy(
-        update={
-            **{"hidden_size": 4096, "intermediate_size": 12288, "layers": 32, "heads": 32, "kv_heads": 32},
-            **{"head_size": 128, "vocab_rows": 126464, "max_positions": 16384},
-        }
-    )
-    geometry = Geometry(language=language, vision=None)
+    geometry = Geometry(language=real_geometry().language, vision=None)
     model = graphs(geometry, "fp16", "w8")["denoiser"]
     named = {"batch": 1, "rows": 32, "keys": 928, "window": 928, "past": 0, "kept": 896}
     found = pass_cost(manifest_of(geometry), "refresh", Sizes(1, 896, 32, 0), Numbers("fp16", FORMS["w8"]))

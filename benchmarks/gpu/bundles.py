@@ -90,7 +90,7 @@ def _random_checkpoint(work: Path, layers: int, bundles: int = 1) -> Iterator[Pa
         CannotRunError: the disk has no room for it and the bundles.
     """
     checkpoint = work / f"checkpoint-{layers}"
-    size = make_full_size.total_bytes(make_full_size.real_geometry(layers, make_full_size.VISION_LAYERS))
+    size = make_full_size.total_bytes(make_full_size.real_geometry(layers))
     needed = (1 + bundles) * size
     work.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(work).free) < needed:

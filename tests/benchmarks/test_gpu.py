@@ -132,7 +132,7 @@ def test_what_a_check_lacks_is_named(rig: Rig, bundle: Bundle, tmp_path: Path, m
 
 def test_three_forms_take_room_for_three(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundles, "full_size", lambda *_: bundle)
-    total = make_full_size.total_bytes(make_full_size.real_geometry(1, make_full_size.VISION_LAYERS))
+    total = make_full_size.total_bytes(make_full_size.real_geometry(1))
     monkeypatch.setattr(bundles.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 3.9 * total}))
     with pytest.raises(CannotRunError, match="checkpoint and bundles take"):
         bundles.full_size_forms(tmp_path, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.make_full_size import LAYERS, VISION_LAYERS, real_geometry, total_bytes
+from benchmarks.make_full_size import LAYERS, real_geometry, total_bytes
 from benchmarks.quantized import FORMS, HALF, STEP, size_table, sizes, slice_of_the_real_model, speed_table
 from lladav.costs import weight_bytes
 from lladav.geometry import Geometry
@@ -14,9 +14,9 @@ from lladav.linear_layers import Numbers
 def test_sizes_are_of_the_real_model() -> None:
     files = sizes()
     found = {form: sum(own.values()) for form, own in files.items()}
-    assert abs(found["fp16"] / total_bytes(real_geometry(LAYERS, VISION_LAYERS)) - 1) < 1e-3
+    assert abs(found["fp16"] / total_bytes(real_geometry()) - 1) < 1e-3
     assert found["fp16"] > found["w8"] == found["w8a8"] > found["w4"]
-    head = real_geometry(LAYERS, VISION_LAYERS).language
+    head = real_geometry().language
     for form in ("w8", "w8a8", "w4"):
         saved = found[form] - found[f"{form} --quantize-head"]
         assert saved == pytest.approx(head.vocab_rows * head.hidden_size, rel=2e-3)
@@ -26,7 +26,7 @@ def test_sizes_are_of_the_real_model() -> None:
 
 def test_slice_has_its_share_of_the_real_weights() -> None:
     fp16 = Numbers("fp16")
-    whole = weight_bytes(real_geometry(LAYERS, VISION_LAYERS), fp16)["denoiser"]
+    whole = weight_bytes(real_geometry(), fp16)["denoiser"]
     part = weight_bytes(Geometry(language=slice_of_the_real_model(), vision=None), fp16)["denoiser"]
     assert abs(part * LAYERS / whole - 1) < 1e-3
 

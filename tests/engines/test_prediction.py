@@ -8,31 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.make_full_size import real_geometry
 from lladav.engines import predict
 from lladav.engines.needs import activation_bytes, memory_needs
 from lladav.engines.prediction import implications, unsplit_head
 from lladav.engines.target import EnginePrecision, load_target
 from lladav.errors import EngineError, OptionError
-from lladav.geometry import Geometry, LanguageGeometry
+from lladav.geometry import Geometry
 from lladav.linear_layers import Numbers
 from lladav.manifest import Buckets, Manifest, Precision, Quantization
 from lladav.memory_plan import IDS
 
 MakeBundle = Callable[[Precision], Path]
 
-# GSAI-ML/LLaDA-V, its language model.
-LLADA = LanguageGeometry(
-    hidden_size=4096,
-    intermediate_size=12288,
-    layers=32,
-    heads=32,
-    kv_heads=32,
-    head_size=128,
-    vocab_rows=126464,
-    rope_theta=500000.0,
-    rms_norm_eps=1e-5,
-    max_positions=8192,
-)
+LLADA = real_geometry().language
 
 
 @pytest.fixture(scope="module")

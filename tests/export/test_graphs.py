@@ -8,16 +8,16 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
-from tiny import write_tiny_checkpoint
+from tiny import sharing_heads, write_tiny_checkpoint
 
+from benchmarks.make_full_size import real_geometry
 from lladav.bundle import Bundle
 from lladav.export.config import ExportConfig
 from lladav.export.denoiser_graph import denoiser
 from lladav.export.exporter import export
 from lladav.export.graph_form import GraphForm
 from lladav.export.stored_weight import ELEMENT_TYPES
-from lladav.geometry import LanguageGeometry
-from lladav.manifest import COMPUTE_TYPES, Precision
+from lladav.manifest import COMPUTE_TYPES
 from lladav.runtime.sessions import open_session
 
 GRAPHS = ("denoiser", "denoiser_cpu", "vision_encoder", "connector")
@@ -102,14 +102,7 @@ def test_sensitive_parts_stay_in_float32(bundle: Bundle, name: str) -> None:
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_step_pass_equals_full_pass(tmp_path: Path, kv_heads: int) -> None:
     """The same weights serve both: with the prompt's keys and values as past, the canvas alone."""
-
-    def share_heads(tensors: dict[str, np.ndarray], config: dict[str, object]) -> None:
-        config["num_key_value_heads"] = kv_heads
-        for name in tensors:
-            if name.endswith(("k_proj.weight", "v_proj.weight")) and "vision" not in name:
-                tensors[name] = tensors[name][: 8 * kv_heads]
-
-    checkpoint = write_tiny_checkpoint(tmp_path / "checkpoint", edit=share_heads)
+    checkpoint = write_tiny_checkpoint(tmp_path / "checkpoint", edit=sharing_heads(kv_heads))
     bundle = export(checkpoint, tmp_path / "bundle", ExportConfig(dtype="fp32", verify=False))
     session = open_session(bundle, "denoiser", 1)
     prompt, canvas = 11, 6
@@ -140,19 +133,6 @@ def test_step_pass_equals_full_pass(tmp_path: Path, kv_heads: int) -> None:
 
 
 def test_graph_of_the_real_geometry_needs_no_weights() -> None:
-    real = LanguageGeometry(
-        hidden_size=4096,
-        intermediate_size=12288,
-        layers=32,
-        heads=32,
-        kv_heads=32,
-        head_size=128,
-        vocab_rows=126349,
-        rope_theta=5e5,
-        rms_norm_eps=1e-5,
-        max_positions=16384,
-    )
-    precision: Precision = "fp16"
-    builder = denoiser(real, GraphForm(COMPUTE_TYPES[precision]))
+    builder = denoiser(real_geometry().language, GraphForm("float16"))
     assert len(builder.model().SerializeToString()) < 1_000_000
     assert 14.9e9 < builder.weights_bytes < 15.1e9

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from benchmarks.make_full_size import real_geometry
 from lladav.bundle import Bundle
 from lladav.export.checkpoint import Checkpoint
 from lladav.export.config import ExportConfig
@@ -16,7 +17,6 @@ from lladav.export.exporter import export
 from lladav.export.graph_form import LinearForm, head_parts
 from lladav.export.quantize import round_to_nearest
 from lladav.export.stored_integers import StoredIntegers
-from lladav.geometry import LanguageGeometry
 from lladav.runtime.sessions import open_session
 
 ROWS = 292
@@ -100,17 +100,7 @@ def test_head_in_8_bits(tiny_checkpoint: Path, tmp_path: Path, parts: int) -> No
 
 
 def test_real_head_is_split_by_itself() -> None:
-    real = LanguageGeometry(
-        **{
-            "hidden_size": 4096,
-            "intermediate_size": 12288,
-            "layers": 32,
-            "heads": 32,
-            "kv_heads": 32,
-            "head_size": 128,
-        },
-        **{"vocab_rows": 126_349, "rope_theta": 5e5, "rms_norm_eps": 1e-5, "max_positions": 16384},
-    )
+    real = real_geometry().language
     assert head_parts(real, width=2) == 8
     assert head_parts(real, width=2, quantized=True) == 16
     assert head_parts(real.model_copy(update={"vocab_rows": 2291, "hidden_size": 256}), width=4) == 1

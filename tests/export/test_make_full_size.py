@@ -26,10 +26,10 @@ def script() -> ModuleType:
 
 
 def test_configuration_is_the_real_one(script: ModuleType, shared: Path) -> None:
-    assert script._config(script.real_geometry(32, 26)) == json.loads(
+    assert script._config(script.real_geometry()) == json.loads(
         (shared / "reference" / "config.llada-v.json").read_text()
     )
-    assert script.total_bytes(script.real_geometry(32, 26)) == 16_869_674_048
+    assert script.total_bytes(script.real_geometry()) == 16_869_674_048
 
 
 def test_exporter_accepts_what_it_writes(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

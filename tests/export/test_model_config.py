@@ -21,6 +21,7 @@ from tiny import (
     write_tiny_checkpoint,
 )
 
+from benchmarks.make_full_size import real_geometry
 from lladav.errors import CheckpointError
 from lladav.export.checkpoint import Checkpoint
 from lladav.export.coverage import check_coverage, expected_tensors
@@ -32,29 +33,7 @@ from lladav.manifest import TOWER
 Config = dict[str, Any]
 Edit = Callable[[Config], object]
 
-REAL = Geometry(
-    language=LanguageGeometry(
-        hidden_size=4096,
-        intermediate_size=12288,
-        layers=32,
-        heads=32,
-        kv_heads=32,
-        head_size=128,
-        vocab_rows=126464,
-        rope_theta=500000.0,
-        rms_norm_eps=1e-5,
-        max_positions=16384,
-    ),
-    vision=VisionGeometry(
-        hidden_size=1152,
-        intermediate_size=4304,
-        layers=26,
-        heads=16,
-        image_size=384,
-        patch_size=14,
-        layer_norm_eps=1e-6,
-    ),
-)
+REAL = real_geometry()
 
 
 def edited(folder: Path, edit: Edit) -> Checkpoint:
