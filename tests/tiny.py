@@ -97,6 +97,18 @@ def write_tiny_checkpoint(
     return folder
 
 
+def sharing_heads(kv_heads: int) -> Callable[[Tensors, dict[str, Any]], None]:
+    """An `edit` that leaves the language model that many heads of keys and values."""
+
+    def edit(tensors: Tensors, config: dict[str, Any]) -> None:
+        config["num_key_value_heads"] = kv_heads
+        for name, tensor in tensors.items():
+            if name.endswith(("k_proj.weight", "v_proj.weight")) and "vision" not in name:
+                tensors[name] = tensor[: WIDTH // HEADS * kv_heads]
+
+    return edit
+
+
 def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1), "utf-8")
 

@@ -25,6 +25,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from unbuilt import engine_record
+
 import lladav.engines.compile
 import lladav.engines.execution
 import lladav.engines.integers
@@ -36,8 +38,8 @@ from lladav.engines.execution import load_plan
 from lladav.engines.library import builds_ahead, known_capabilities
 from lladav.engines.plan_file import HashedStream
 from lladav.errors import BackendError, EngineError
-from lladav.manifest import FileEntry, GraphSpec, TensorSpec
-from lladav.records import EngineRecord, Profile, Range
+from lladav.manifest import GraphSpec, TensorSpec
+from lladav.records import Profile, Range
 
 CODE = (
     *(lladav.engines.compile, lladav.engines.execution, lladav.engines.library),
@@ -177,19 +179,7 @@ def run(trt: Any, folder: Path) -> None:
     plan = folder / "engines" / "rtx-40" / "graph.plan"
     plan.parent.mkdir(parents=True, exist_ok=True)
     plan.write_bytes(b"plan")
-    record = EngineRecord(
-        graph="graph",
-        target="rtx-40",
-        precision="fp16",
-        library=trt.__name__,
-        library_version=trt.__version__,
-        compute_capability="8.9",
-        device="",
-        bundle="",
-        profiles=PROFILES,
-        activations=(),
-        plan=FileEntry(path="engines/rtx-40/graph.plan", bytes=4, sha256=""),
-    )
+    record = engine_record("graph", library=trt.__name__, library_version=trt.__version__, profiles=PROFILES)
     bundle: Any = SimpleNamespace(path=folder, manifest=SimpleNamespace(graphs={"graph": SPEC}))
     engine = load_plan(record, bundle, STREAM)
     placed = SimpleNamespace(address=256, shape=SHAPE)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from unbuilt import engine_record
 
 from lladav.bundle import Bundle
 from lladav.engines import load_target, target_names
@@ -25,20 +26,8 @@ def bundle_of(path: Path, form: QuantizedForm | None) -> Bundle:
 
 
 def record(integers: IntegerUse | None, graph: str = "denoiser", size: int = 1000) -> EngineRecord:
-    return EngineRecord(
-        graph=graph,
-        target="rtx-40",
-        precision="int8",
-        library="tensorrt_rtx",
-        library_version="1.7.1",
-        compute_capability="8.9",
-        device="",
-        bundle="",
-        profiles=(),
-        activations=(),
-        integers=integers,
-        plan=FileEntry(path=f"engines/rtx-40/{graph}.plan", bytes=size, sha256=""),
-    )
+    plan = FileEntry(path=f"engines/rtx-40/{graph}.plan", bytes=size, sha256="")
+    return engine_record(graph, precision="int8", integers=integers).model_copy(update={"plan": plan})
 
 
 def said(bundle: Bundle, *records: EngineRecord) -> list[str]:

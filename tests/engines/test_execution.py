@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from unbuilt import engine_record
 
 import lladav.engines.execution
 import lladav.engines.library
@@ -20,7 +20,6 @@ from lladav.engines.here import describe
 from lladav.engines.layer_times import LayerTime, time_layers
 from lladav.engines.profiles import graph_profiles
 from lladav.errors import BackendError, EngineError
-from lladav.manifest import FileEntry
 from lladav.records import EngineRecord, read_records
 
 rtx_only = pytest.mark.parametrize("loaded", [True], indirect=True, ids=["rtx"])
@@ -186,18 +185,12 @@ def loaded(request: pytest.FixtureRequest, fp16_bundle: Path, monkeypatch: pytes
     plan.parent.mkdir(parents=True)
     plan.write_bytes(PLAN)
     bundle = Bundle.open(fp16_bundle)
-    record = EngineRecord(
-        graph="denoiser",
-        target="rtx-40",
-        precision="fp16",
-        library="tensorrt_rtx" if request.param else "tensorrt",
-        library_version="10.3.0",
-        compute_capability="8.9",
-        device="",
+    record = engine_record(
+        plan=PLAN,
+        library=library.__name__,
+        library_version=library.__version__,
         bundle=bundle.manifest.sha256,
         profiles=graph_profiles(bundle.manifest)["denoiser"],
-        activations=(),
-        plan=FileEntry(path="engines/rtx-40/denoiser.plan", bytes=len(PLAN), sha256=hashlib.sha256(PLAN).hexdigest()),
     )
     return Loaded(library, lambda: load_plan(record, bundle, STREAM), fp16_bundle, record)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from unbuilt import engine_record
 
 import lladav.engines.here
 import lladav.engines.preflight
@@ -24,23 +24,10 @@ from lladav.errors import EngineError
 from lladav.inspect import inspect
 from lladav.linear_layers import Numbers
 from lladav.machine import Gpu, Machine, Memory
-from lladav.manifest import FileEntry, sealed
-from lladav.records import EngineRecord
+from lladav.manifest import sealed
 
 BUNDLE = Path("bundle")
-RECORD = EngineRecord(
-    graph="denoiser",
-    target="rtx-40",
-    precision="fp16",
-    library="tensorrt_rtx",
-    library_version="1.7.1.116",
-    compute_capability="8.9",
-    device="",
-    bundle="0" * 64,
-    profiles=(),
-    activations=(),
-    plan=FileEntry(path="engines/rtx-40/denoiser.plan", bytes=1, sha256="0" * 64),
-)
+RECORD = engine_record()
 FITTING = Here("tensorrt_rtx", "1.7.1.116", "NVIDIA GeForce RTX 4090", "8.9", "580.95.05", 13, 20_000_000_000)
 
 
@@ -138,11 +125,7 @@ def built_bundle(fp16_bundle: Path) -> Path:
         for graph in ("connector", "denoiser", "vision_encoder"):
             plan = random.Random(graph).randbytes(5000)
             (folder / f"{graph}.plan").write_bytes(plan)
-            entry = FileEntry(
-                path=f"engines/{target}/{graph}.plan", bytes=len(plan), sha256=hashlib.sha256(plan).hexdigest()
-            )
-            changes = {"graph": graph, "target": target, "compute_capability": capability, "plan": entry}
-            record = RECORD.model_copy(update={**changes, "bundle": manifest.sha256})
+            record = engine_record(graph, target, plan, compute_capability=capability, bundle=manifest.sha256)
             (folder / f"{graph}.json").write_text(record.text(), "utf-8")
     return fp16_bundle
 

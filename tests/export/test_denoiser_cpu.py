@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from tiny import write_tiny_checkpoint
+from changed_graph import changed_graph
+from tiny import sharing_heads, write_tiny_checkpoint
 
 from lladav.bundle import Bundle
 from lladav.errors import VerificationError
@@ -24,13 +25,7 @@ CACHES = [f"{i}.{part}" for i in range(LAYERS) for part in ("key", "value")]
 
 
 def bundle_of(folder: Path, precision: Precision = "fp32", kv_heads: int = HEADS) -> Bundle:
-    def share_heads(tensors: dict[str, np.ndarray], config: dict[str, object]) -> None:
-        config["num_key_value_heads"] = kv_heads
-        for name in tensors:
-            if name.endswith(("k_proj.weight", "v_proj.weight")) and "vision" not in name:
-                tensors[name] = tensors[name][: HEAD_SIZE * kv_heads]
-
-    checkpoint = write_tiny_checkpoint(folder / "checkpoint", edit=share_heads)
+    checkpoint = write_tiny_checkpoint(folder / "checkpoint", edit=sharing_heads(kv_heads))
     return export(checkpoint, folder / "bundle", ExportConfig(dtype=precision, verify=False))
 
 
@@ -167,18 +162,11 @@ def test_verification_sees_a_step_that_forgets_the_prompt(tmp_path: Path) -> Non
     from lladav.export.verify import verify
 
     bundle = bundle_of(tmp_path)
-    file = bundle.file("denoiser_cpu.onnx")
-    model = onnx.load(str(file), load_external_data=False)
-    attend = next(node for node in model.graph.node if node.op_type == "If")
-    inside = next(a.g for a in attend.attribute if a.name == "else_branch")
-    mixed = next(node for node in inside.node if node.op_type == "Add" and node.name.endswith("mixed"))
-    mixed.input[0] = mixed.input[1]
-    changed = model.SerializeToString()
-    file.write_bytes(changed)
-    entries = tuple(
-        e.model_copy(update={"bytes": len(changed)}) if e.path == file.name else e for e in bundle.manifest.files
-    )
-    bundle.manifest.model_copy(update={"files": entries}).write(bundle.path)
+    with changed_graph(bundle, "denoiser_cpu") as graph:
+        attend = next(node for node in graph.node if node.op_type == "If")
+        inside = next(a.g for a in attend.attribute if a.name == "else_branch")
+        mixed = next(node for node in inside.node if node.op_type == "Add" and node.name.endswith("mixed"))
+        mixed.input[0] = mixed.input[1]
     with pytest.raises(VerificationError) as caught:
         verify(bundle.path, tmp_path / "checkpoint")
     assert isinstance(caught.value, DeviationError)

@@ -10,11 +10,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from changed_graph import changed_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from tiny import write_tiny_checkpoint
+from tiny import sharing_heads, write_tiny_checkpoint
 
+from benchmarks.make_full_size import real_geometry
 from lladav.bundle import Bundle
 from lladav.calib.observed_graph import ObservedGraph
 from lladav.calib.passes import refresh_inputs, step_inputs
@@ -65,15 +67,9 @@ def rounding() -> Rounding:
 
 
 def bundle_of(folder: Path, prompt_kv: Any = "int8", kv_heads: int = HEADS, **options: Any) -> Bundle:
-    def share_heads(tensors: dict[str, np.ndarray], config: dict[str, object]) -> None:
-        config["num_key_value_heads"] = kv_heads
-        for name in tensors:
-            if name.endswith(("k_proj.weight", "v_proj.weight")) and "vision" not in name:
-                tensors[name] = tensors[name][: HEAD_SIZE * kv_heads]
-
     checkpoint = folder / f"checkpoint-{kv_heads}"
     if not checkpoint.exists():
-        write_tiny_checkpoint(checkpoint, edit=share_heads)
+        write_tiny_checkpoint(checkpoint, edit=sharing_heads(kv_heads))
     made = folder / "-".join(map(str, (prompt_kv, kv_heads, *options.values())))
     return export(checkpoint, made, ExportConfig(prompt_kv=prompt_kv, verify=False, **{"dtype": "fp32", **options}))
 
@@ -201,19 +197,12 @@ def test_verification_finds_integers_that_are_not_the_best(
     from lladav.export.verify import verify
 
     bundle = bundle_of(tmp_path)
-    file = bundle.file("denoiser.onnx")
-    model = onnx.load(str(file), load_external_data=False)
-    nodes = model.graph.node
-    position = next(i for i, n in enumerate(nodes) if n.op_type == harmed and n.name.startswith("layers.1/self_attn/"))
-    given = [nodes[position].input[0]] * inputs
-    nodes.insert(position, helper.make_node(operator, given, ["wrong"], name="layers.1/self_attn/wrong"))
-    nodes[position + 1].input[0] = "wrong"
-    changed = model.SerializeToString()
-    file.write_bytes(changed)
-    entries = tuple(
-        e.model_copy(update={"bytes": len(changed)}) if e.path == file.name else e for e in bundle.manifest.files
-    )
-    bundle.manifest.model_copy(update={"files": entries}).write(bundle.path)
+    layer = "layers.1/self_attn/"
+    with changed_graph(bundle, "denoiser") as graph:
+        position = next(i for i, n in enumerate(graph.node) if n.op_type == harmed and n.name.startswith(layer))
+        given = [graph.node[position].input[0]] * inputs
+        graph.node.insert(position, helper.make_node(operator, given, ["wrong"], name=f"{layer}wrong"))
+        graph.node[position + 1].input[0] = "wrong"
     with pytest.raises(VerificationError) as caught:
         verify(bundle.path, tmp_path / f"checkpoint-{HEADS}")
     assert isinstance(caught.value, DeviationError)
@@ -244,6 +233,6 @@ def test_inputs_and_outputs_are_int8_with_scales(tmp_path: Path) -> None:
 
 
 def test_bytes_of_a_position_of_the_real_model() -> None:
-    real = GEOMETRY.model_copy(update={"layers": 32, "heads": 32, "kv_heads": 32, "head_size": 128})
+    real = real_geometry().language
     assert position_bytes(real, 2, None) == 524_288
     assert position_bytes(real, 2, "int8") == 524_288 // 2 + 32 * 2 * 32 * 4

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import HEADS, IMAGE_SIZE, LAYERS, VISION_LAYERS, Tensors, write_tiny_checkpoint
+from tiny import HEADS, IMAGE_SIZE, LAYERS, VISION_LAYERS, sharing_heads, write_tiny_checkpoint
 from typer.testing import CliRunner
 
 from lladav.bundle import Bundle
@@ -167,23 +167,15 @@ def test_nothing_leaves_float16() -> None:
     assert (largest / factors).max() < 2.0**15
 
 
-def share_heads(tensors: Tensors, config: dict[str, Any]) -> None:
-    """Half as many heads of keys and values."""
-    config["num_key_value_heads"] = HEADS // 2
-    for name, tensor in tensors.items():
-        if name.endswith(("k_proj.weight", "v_proj.weight")) and "vision" not in name:
-            tensors[name] = tensor[: len(tensor) // 2]
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_model_stays_the_same(tmp_path: Path, shared: bool) -> None:
+@pytest.mark.parametrize("kv_heads", [HEADS, HEADS // 2])
+def test_model_stays_the_same(tmp_path: Path, kv_heads: int) -> None:
     pytest.importorskip("torch")
     from lladav.export.streamed_reference import StreamedReference
 
-    checkpoint = Checkpoint.open(write_tiny_checkpoint(tmp_path / "c", edit=share_heads if shared else None))
+    checkpoint = Checkpoint.open(write_tiny_checkpoint(tmp_path / "c", edit=sharing_heads(kv_heads)))
     geometry = read_geometry(checkpoint, 300)
     found = list(borders(geometry))
-    assert len(found) == LAYERS * (3 if shared else 4) + 3 * VISION_LAYERS
+    assert len(found) == LAYERS * (4 if kv_heads == HEADS else 3) + 3 * VISION_LAYERS
     draw = np.random.default_rng(0)
     factors = {
         b.source: np.exp(draw.normal(0, 1, checkpoint.tensors[f"{b.source}.weight"].shape[0])).astype(np.float32)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import Tensors, write_tiny_checkpoint
+from tiny import Tensors, sharing_heads, write_tiny_checkpoint
 
 from lladav.bundle import Bundle
 from lladav.errors import BackendError, CheckpointError, VerificationError
@@ -222,10 +222,7 @@ def test_text_model_whose_heads_share_keys(tmp_path: Path) -> None:
     def edit(tensors: Tensors, config: dict[str, Any]) -> None:
         for name in [name for name in tensors if "vision_tower" in name or "mm_" in name or "image" in name]:
             del tensors[name]
-        for name in tensors:
-            if name.endswith(("k_proj.weight", "v_proj.weight")):
-                tensors[name] = tensors[name][:16]
-        config["num_key_value_heads"] = 2
+        sharing_heads(2)(tensors, config)
         del config["mm_vision_tower"]
 
     checkpoint = write_tiny_checkpoint(tmp_path / "checkpoint", dtype="bfloat16", edit=edit)
