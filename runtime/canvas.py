@@ -68,6 +68,7 @@ class Canvas:
         self._settled: dict[str, str] = {}
         self.block = 0
         self._end = schedule.block_length
+        self._rules = [] if template is None else template.restrictions(self.ids, self.masked[:length])
         self._follow()
 
     @property
@@ -120,22 +121,18 @@ class Canvas:
 
     def restrictions(self, rows: np.ndarray) -> dict[int, Restriction]:
         """`restriction` of those of `rows` `[m]` int64 that lie on the canvas, by index; none without a template."""
-        if self.template is None:
-            return {}
-        found = self.template.restrictions(self.ids, self.masked[: self.length])
-        return {index: found[row] for index, row in enumerate(rows.tolist()) if row < self.length}
+        rules = self._rules
+        return {index: rules[row] for index, row in enumerate(rows.tolist()) if row < len(rules)}
 
     def restriction(self, row: int) -> Restriction:
         """What may stand in a row of a template, given what was decided so far."""
-        assert self.template is not None
-        return self.template.restriction(row, self.ids, self.masked[: self.length])
+        return self._rules[row]
 
     def allows(self, row: int) -> bool:
-        """Whether a row can still become what the model picked for it."""
-        if self.template is None or row >= self.length:
+        """Whether a row can still become what the model picked for it; nothing narrows what it picks from in text."""
+        if row >= len(self._rules) or not self._rules[row].allowed:
             return True
-        rule = self.restriction(row)
-        return bool((rule.ids == self.tokens[row]).any()) == rule.allowed
+        return int(self.tokens[row]) in self._rules[row].ids.tolist()
 
     def commit(self, rows: np.ndarray) -> None:
         """Decides rows `[k]` int64 as the model picked; a mask token leaves its row masked."""
@@ -149,9 +146,10 @@ class Canvas:
 
     def commit_in_hole(self, row: int) -> list[int]:
         """Decides a row of a template as the model picked, and what follows from it; returns all rows decided."""
-        self.masked[row] = self._is_mask[self.tokens[row]]
+        token = int(self.tokens[row])
+        self.masked[row] = self._is_mask[token]
         if row < self.length:
-            self.ids[row] = self.tokens[row]
+            self.ids[row] = token
         return [row, *self._follow(row)]
 
     def _follow(self, after: int | None = None) -> list[int]:
@@ -162,7 +160,10 @@ class Canvas:
         """
         if self.template is None:
             return []
-        implied = self.template.implied(self.ids, self.masked[: self.length], after)
+        masked = self.masked[: self.length]
+        if after is not None:
+            self.template.narrow(self._rules, self.ids, masked, after)
+        implied = self.template.implied(self._rules, self.ids, masked, after)
         for row, token in implied.items():
             self.tokens[row] = self.ids[row] = token
             self.confidences[row] = 1.0

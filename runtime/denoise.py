@@ -7,6 +7,7 @@ kept, as in Fast-dLLM's prefix cache (arXiv 2505.22618).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -155,7 +156,7 @@ class DenoisingLoop(Loop):
         """
         canvas = turn.canvas
         picks = self._evaluator.pick(logits, turn.number, rows, canvas.restrictions(turn.computed))
-        if not np.isfinite(picks.confidences).all():
+        if not math.isfinite(sum(picks.confidences.tolist())):
             raise BackendError(
                 f"pass {self._step + 1} gave logits that are no numbers for {int(np.isnan(picks.confidences).sum())} "
                 f"of {len(rows)} positions",
@@ -223,6 +224,8 @@ class DenoisingLoop(Loop):
     def _write(self, number: int, rows: np.ndarray) -> None:
         """Gives the model what was decided; the unconditional sequence of guidance keeps its masked prompt."""
         canvas = self.canvases[number]
+        if not canvas.undecided:
+            return  # no pass will read it
         own = rows if canvas.alone else rows[rows < canvas.length]
         places = self._window.canvas_start + own
         self._window.place(number, places, canvas.ids[own])

@@ -57,6 +57,10 @@ class Hole:
     def span(self) -> slice:
         return slice(self.start, self.start + self.length)
 
+    @property
+    def positions(self) -> range:
+        return range(self.start, self.start + self.length)
+
     def restrictions(self, committed: Sequence[int]) -> tuple[Restriction, ...]:
         """What may stand at each position, for a hole with shapes.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -32,6 +33,21 @@ class Picks(NamedTuple):
     tokens: np.ndarray
     confidences: np.ndarray
     entropies: np.ndarray | None
+
+
+class _Read(NamedTuple):
+    """What n rows say of their likeliest token, with sums over all others relative to its exponential.
+
+    Attributes:
+        likeliest: `[n]` int64.
+        others: `[n]` float64, of the exponentials.
+        weighted: `[n]` float64, of each times how far it lies below the likeliest one; without a meaning where
+            no entropies are wanted.
+    """
+
+    likeliest: np.ndarray
+    others: np.ndarray
+    weighted: np.ndarray
 
 
 def room_for(vocab_rows: int, threads: int = 1) -> np.ndarray:
@@ -89,63 +105,54 @@ class Sampler:
         Args:
             logits: `[R, V]` float32; suppressed entries are overwritten.
         """
-        count = len(logits)
         for token in self._suppressed:
             logits[:, token] = -np.inf
-        likeliest, others, weighted = np.empty(count, np.int64), np.empty(count), np.empty(count)
-        parts = [slice(start, min(start + self._rows, count)) for start in range(0, count, self._rows)]
-
-        def work(thread: int) -> None:
-            for part in parts[thread :: self._threads]:
-                likeliest[part] = logits[part].argmax(axis=1)
-                others[part], weighted[part] = self._others(logits[part], likeliest[part], thread)
-
-        if self._threads == 1 or len(parts) == 1:
-            for thread in range(self._threads):
-                work(thread)
-        else:
-            # numpy lets other threads run while it works on an array.
-            for _ in _pool().map(work, range(self._threads)):
-                pass
+        parts = [logits[start : start + self._rows] for start in range(0, len(logits), self._rows)]
+        read = self._read_all(parts)
+        likeliest, others, weighted = read[0] if len(read) == 1 else map(np.concatenate, zip(*read, strict=True))
         total = 1.0 + others
+        entropies = np.log(total) - weighted / total if self._entropy else None
         if self._temperature == 0:
-            return Picks(likeliest, 1.0 / total, self._entropies(total, weighted))
-        tokens = np.concatenate([self._sampled(logits[part]) for part in parts])
-        rows = np.arange(count)
+            return Picks(likeliest, 1.0 / total, entropies)
+        tokens = np.concatenate([self._sampled(part) for part in parts])
+        rows = np.arange(len(logits))
         behind = logits[rows, tokens].astype(np.float64) - logits[rows, likeliest]
-        return Picks(tokens, np.exp(behind) / total, self._entropies(total, weighted))
+        return Picks(tokens, np.exp(behind) / total, entropies)
 
-    def _others(self, logits: np.ndarray, likeliest: np.ndarray, thread: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sums over all tokens but the likeliest `[n]`, relative to its exponential.
+    def _read_all(self, parts: Sequence[np.ndarray]) -> list[_Read]:
+        """`_read` of every part, by as many threads as there is room for."""
+        if self._threads == 1 or len(parts) == 1:
+            return [self._read(part, 0) for part in parts]
 
-        Returns:
-            Of the exponentials `[n]` float64, and of each times how far it lies below the likeliest one,
-            0 where no entropies are wanted.
-        """
+        def work(thread: int) -> list[_Read]:
+            return [self._read(part, thread) for part in parts[thread :: self._threads]]
+
+        # numpy lets other threads run while it works on an array.
+        by_thread = list(_pool().map(work, range(self._threads)))
+        return [by_thread[number % self._threads][number // self._threads] for number in range(len(parts))]
+
+    def _read(self, logits: np.ndarray, thread: int) -> _Read:
         rows = self._numbers[: len(logits)]
+        likeliest = logits.argmax(axis=1)
         best = logits[rows, likeliest]
         exponentials = self._exponentials[thread, : len(logits)]
         own = exponentials[:, : logits.shape[1]]
         # Relative to 0 where that cannot overflow, which saves a pass over the rows.
-        direct = np.abs(best).max() <= _DIRECT
+        direct = max(map(abs, best.tolist())) <= _DIRECT
         np.exp(logits if direct else np.subtract(logits, best[:, None], out=own), out=own)
-        unit = np.exp(best.astype(np.float64)) if direct else 1.0
+        unit = np.exp(best.astype(np.float64)) if direct else np.ones(1)
         own[rows, likeliest] = 0.0
         if self._rows == 1:
             # Many short sums side by side are faster than numpy's sum of a long row, and as exact.
             others = exponentials.reshape(1, -1, _LANES).sum(axis=1).sum(axis=1, dtype=np.float64) / unit
         else:
-            others = own.sum(axis=1) / unit
+            others = np.add.reduce(own, axis=1) / unit
         if not self._entropy:
-            return others, np.zeros(len(logits))
+            return _Read(likeliest, others, others)
         differences = self._differences[thread, : len(logits)]
         np.subtract(logits, best[:, None], out=differences)
         np.maximum(differences, _NOTHING, out=differences)
-        return others, np.einsum("rv,rv->r", own, differences) / unit
-
-    def _entropies(self, total: np.ndarray, weighted: np.ndarray) -> np.ndarray | None:
-        """Entropy is log(total) minus the mean of what was exponentiated."""
-        return np.log(total) - weighted / total if self._entropy else None
+        return _Read(likeliest, others, np.einsum("rv,rv->r", own, differences) / unit)
 
     def _sampled(self, logits: np.ndarray) -> np.ndarray:
         """`argmax(exp(logits) / (-log u) ** T)`, taken in logarithms."""

@@ -11,6 +11,7 @@ passes at least as much.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, Protocol
@@ -124,8 +125,7 @@ class Factor:
 
     def select(self, scores: Scores, quota: int) -> np.ndarray:  # noqa: ARG002
         order = _descending(scores.confidence)
-        bounds = 1 - self.factor / (np.arange(len(order)) + 2)
-        count = _at_least_one(scores.confidence[order] >= bounds)
+        count = _at_least_one(scores.confidence[order] >= _factor_bounds(self.factor, len(order)))
         if self.accept_last and count == len(order) - 1:
             count += 1
         return order[:count]
@@ -223,7 +223,15 @@ def make_selector(
 
 def _descending(confidence: np.ndarray) -> np.ndarray:
     """Indices from the highest to the lowest, equals in their order."""
-    return np.argsort(-confidence, kind="stable")
+    return (-confidence).argsort(kind="stable")
+
+
+@functools.lru_cache(maxsize=256)
+def _factor_bounds(factor: float, count: int) -> np.ndarray:
+    """What each of so many sorted confidences has to reach, `[count]` float64; the same in many steps."""
+    bounds = 1 - factor / (np.arange(count) + 2)
+    bounds.flags.writeable = False
+    return bounds
 
 
 def _at_least_one(passes: np.ndarray) -> int:

@@ -62,9 +62,7 @@ class Template:
         self._literals = outline.literals
         self._tokenizer = tokenizer
         self._free = free
-        self._owners = {
-            position: hole for hole in self.holes for position in range(hole.start, hole.start + hole.length)
-        }
+        self._owners = {position: hole for hole in self.holes for position in hole.positions}
         self._standing = [
             self._free if position in self._owners else Restriction(self.pinned[position : position + 1], allowed=True)
             for position in range(self.length)
@@ -104,33 +102,35 @@ class Template:
         pieces.append(spell.literal(outline.literals[-1]))
         return cls(outline, pieces, spell.free(outline.is_json), tokenizer, tokens.end_of_turn)
 
-    def restriction(self, position: int, ids: np.ndarray, masked: np.ndarray) -> Restriction:
-        """What may be committed at a position.
+    def restrictions(self, ids: np.ndarray, masked: np.ndarray) -> list[Restriction]:
+        """What may be committed at every position.
 
         Holds until something else is committed in the same hole: of several positions of one
         hole in one pass, each needs its own restriction after the one before is committed.
         In text holes nothing depends on what was committed.
 
         Args:
-            position: on the canvas.
             ids: `[length]` int64, what is committed so far.
             masked: `[length]` bool, where nothing is committed yet.
 
         Raises:
             ValueError: something was committed that was not allowed.
         """
-        hole = self._owners.get(position)
-        if hole is None or not hole.shapes:
-            return self._standing[position]
-        return self._of_shapes(hole, ids, masked)[position - hole.start]
-
-    def restrictions(self, ids: np.ndarray, masked: np.ndarray) -> list[Restriction]:
-        """`restriction` of every position."""
         out = self._standing.copy()
         for hole in self.holes:
             if hole.shapes:
                 out[hole.span] = self._of_shapes(hole, ids, masked)
         return out
+
+    def narrow(self, rules: list[Restriction], ids: np.ndarray, masked: np.ndarray, after: int) -> None:
+        """Brings `restrictions` up to date after a position, the only one since, was committed.
+
+        Raises:
+            ValueError: something was committed that was not allowed.
+        """
+        hole = self._owners.get(after)
+        if hole is not None and hole.shapes:
+            rules[hole.span] = self._of_shapes(hole, ids, masked)
 
     def _of_shapes(self, hole: Hole, ids: np.ndarray, masked: np.ndarray) -> tuple[Restriction, ...]:
         """Of every position of a hole with a closed set of values."""
@@ -144,10 +144,13 @@ class Template:
             found = self._known[key] = hole.restrictions(committed.tolist())
         return found
 
-    def implied(self, ids: np.ndarray, masked: np.ndarray, after: int | None = None) -> dict[int, int]:
+    def implied(
+        self, rules: Sequence[Restriction], ids: np.ndarray, masked: np.ndarray, after: int | None = None
+    ) -> dict[int, int]:
         """What masked positions become without being asked: behind a filler, or where one token is left.
 
         Args:
+            rules: `restrictions` as they are now.
             ids: `[length]` int64, what is committed so far.
             masked: `[length]` bool.
             after: the only position that was committed since this was asked last; None for any.
@@ -157,15 +160,15 @@ class Template:
         """
         out: dict[int, int] = {}
         for hole in self.holes if after is None else self._concerned(after, ids):
-            open_places = np.flatnonzero(masked[hole.span]).tolist()
-            if hole.shapes:
-                rules = self._of_shapes(hole, ids, masked)
-                left = {hole.start + place: rules[place].ids for place in open_places}
-                out |= {position: int(allowed[0]) for position, allowed in left.items() if len(allowed) == 1}
-            else:
-                ended = np.flatnonzero((ids[hole.span] == self.filler) & ~masked[hole.span])
-                first = ended[0] if len(ended) else hole.length
-                out |= {hole.start + place: self.filler for place in open_places if place > first}
+            is_open = masked[hole.span].tolist()
+            ended = False
+            for position, token, still in zip(hole.positions, ids[hole.span].tolist(), is_open, strict=True):
+                if not still:
+                    ended |= not hole.shapes and token == self.filler
+                elif ended:
+                    out[position] = self.filler
+                elif hole.shapes and len(rules[position].ids) == 1:
+                    out[position] = int(rules[position].ids[0])
         return out
 
     def _concerned(self, position: int, ids: np.ndarray) -> tuple[Hole, ...]:
