@@ -92,12 +92,13 @@ def forms(
 
 def _pairs(pipelines: Any, kind: PassKind, prompt: int, canvas: int, count: int, rounds: int) -> Pairs:
     asked = [question(pipeline, prompt, canvas, count, _INTERVALS[kind]) for pipeline in pipelines]
-    times = [
-        [answered(pipeline, request, kind) for pipeline, request in zip(pipelines, asked, strict=True)]
-        for _ in range(rounds + 1)
-    ][1:]
-    plain, own = zip(*times, strict=True)
-    return Pairs(plain, own)
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds + 1):
+        # Each begins every other pair, so that what the other left in the caches weighs on both.
+        for which in (0, 1) if number % 2 == 0 else (1, 0):
+            times[which].append(answered(pipelines[which], asked[which], kind))
+    plain, own = times
+    return Pairs(tuple(plain[1:]), tuple(own[1:]))
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, Pairs] | str]]) -> Table:
