@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.gpu.bundles import DEMO
 from benchmarks.make_full_size import real_geometry
-from benchmarks.parity import replaced
+from benchmarks.pages import replace_parts
 from lladav.engines import Prediction, load_target, predict
 from lladav.engines.builder import MEMORY_PER_WEIGHT_STREAMED, MEMORY_PER_WEIGHT_WHOLE
 from lladav.engines.prediction import PREDICTED
@@ -104,8 +104,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundle = llada_v(Path(folder) / "bundle")
         for page, name, lines in (("performance", "latencies", latencies), ("jetson", "memory", memory)):
-            file = docs / f"{page}.md"
-            file.write_text(replaced(file.read_text("utf-8"), name, lines(bundle)), "utf-8")
+            replace_parts(docs / f"{page}.md", {name: lines(bundle)})
 
 
 if __name__ == "__main__":

@@ -64,11 +64,16 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def alternate(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every contestant in every round; a round before them warms up and does not count."""
+    """Seconds of every contestant in every round."""
+    return take_turns({name: functools.partial(seconds, action) for name, action in contestants.items()}, rounds)
+
+
+def take_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What every contestant says that it took, in every round; a round before them warms up and does not count."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + 1):
-        for name, action in contestants.items():
-            taken = seconds(action)
+        for name, measure in contestants.items():
+            taken = measure()
             if number:
                 times[name].append(taken)
     return times

@@ -23,6 +23,7 @@ from benchmarks.golden import (
     config_of,
     replay,
 )
+from benchmarks.pages import replace_parts
 from lladav.manifest import Precision
 from lladav.runtime.images import pixel_values
 from lladav.runtime.sessions import open_session
@@ -91,13 +92,6 @@ def answers(golden: GoldenSet) -> Iterator[str]:
     yield f"| **all** | | | | | **{tokens / picks:.2%}** | **{positions / picks:.2%}** |"
 
 
-def replaced(page: str, name: str, lines: Iterator[str]) -> str:
-    """`page` with the table between its two comments exchanged."""
-    before, rest = page.split(f"<!-- {name} -->")
-    after = rest.split(f"<!-- end of {name} -->")[1]
-    return f"{before}<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- end of {name} -->{after}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shared", type=Path, help="folder that holds parity/goldens.json")
@@ -105,10 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as workspace:
         golden = GoldenSet(options.shared, Path(workspace))
-        page = options.page.read_text("utf-8")
-        page = replaced(page, "parts", components(golden))
-        page = replaced(page, "answers", answers(golden))
-        options.page.write_text(page, "utf-8")
+        replace_parts(options.page, {"parts": components(golden), "answers": answers(golden)})
 
 
 if __name__ == "__main__":

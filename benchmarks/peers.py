@@ -16,23 +16,21 @@ import json
 import os
 import string
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks import mid_size
+from benchmarks import cpu, mid_size
 from benchmarks.authors import AuthorsLoop
-from benchmarks.cpu import CANVAS, PROMPT, machine, ratio
+from benchmarks.cpu import CANVAS, CLOCKS, PROMPT, machine, ratio
 from benchmarks.gguf_model import WEIGHTS, write_gguf
 from benchmarks.llama_cpp import DiffusionExample, build
+from benchmarks.noise import calibrate_on_noise
 from benchmarks.peers_table import report
 from lladav.bundle import Bundle
-from lladav.calib import calibrate
-from lladav.calib.passes import refresh_inputs
 from lladav.costs import pass_cost
 from lladav.errors import BackendError, LladavError
 from lladav.export.checkpoint import Checkpoint
@@ -43,7 +41,6 @@ from lladav.linear_layers import Numbers
 from lladav.manifest import Manifest
 from lladav.memory_plan import Sizes
 from lladav.runtime import GenerationConfig, Pipeline
-from lladav.runtime.embedding import EmbeddingTable
 
 OURS: dict[str, dict[str, Any]] = {
     "lladav fp32": {},
@@ -72,7 +69,7 @@ class OurPass:
         self._window.canvas[:] = self.pipe.table.gather([bundle.manifest.tokens.mask])
 
     def seconds(self) -> float:
-        return processor_time(self.logits)
+        return cpu.seconds(self.logits)
 
     def logits(self) -> np.ndarray:
         """`[1, 64, V]`."""
@@ -81,7 +78,7 @@ class OurPass:
     def answer_seconds(self, preset: str) -> float:
         """Of a whole answer."""
         config = GenerationConfig(preset=preset, gen_length=CANVAS)
-        return processor_time(lambda: self.pipe.generate(prompt_ids=self._ids, config=config))
+        return cpu.seconds(lambda: self.pipe.generate(prompt_ids=self._ids, config=config))
 
 
 class TorchPass:
@@ -97,26 +94,7 @@ class TorchPass:
 
     def seconds(self) -> float:
         state = self._loop.start(self._prompt, CANVAS)
-        return processor_time(lambda: self._loop.step(state, PROMPT + CANVAS, 1))
-
-
-def processor_time(action: Callable[[], object]) -> float:
-    """Of this process, once the threads of the call before have gone to sleep."""
-    time.sleep(0.1)
-    began = time.process_time()
-    action()
-    return time.process_time() - began
-
-
-def alternate(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every contestant in every round; a round before them warms up and does not count."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds + 1):
-        for name, measure in contestants.items():
-            taken = measure()
-            if number:
-                times[name].append(taken)
-    return times
+        return cpu.seconds(lambda: self._loop.step(state, PROMPT + CANVAS, 1))
 
 
 def prompt_text() -> str:
@@ -155,33 +133,24 @@ def operations(manifest: Manifest) -> tuple[int, int]:
     return ours.operations, theirs.operations
 
 
-def calibrate_on(bundle: Bundle, ids: list[int], file: Path) -> None:
-    """Statistics of a refresh over the question, for layers whose inputs become integers."""
-    table = EmbeddingTable.of(bundle)
-    masks = np.repeat(table.gather([bundle.manifest.tokens.mask]), CANVAS, axis=0)
-    inputs = file.with_name("inputs.npz")
-    np.savez(inputs, **refresh_inputs(bundle.manifest, table.gather(ids), masks, np.arange(CANVAS)))
-    calibrate(bundle.path, file, inputs=[inputs])
-
-
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     checkpoint = mid_size.write_checkpoint(folder / "mid")
     ids = [ord(letter) for letter in prompt_text()]
     ours: dict[str, OurPass] = {}
-    config = ExportConfig(dtype="fp32", vocab_rows="all", verify=False)
     for number, (name, form) in enumerate(OURS.items()):
         statistics = {"statistics": folder / "seen.npz"} if form.get("quantize") == "w8a8" else {}
-        bundle = export(checkpoint, folder / f"{number}.bundle", config.model_copy(update=form | statistics))
+        config = ExportConfig(dtype="fp32", vocab_rows="all", verify=False, **form, **statistics)
+        bundle = export(checkpoint, folder / f"{number}.bundle", config)
         ours[name] = OurPass(bundle, ids)
         if not form:
-            calibrate_on(bundle, ids, folder / "seen.npz")
+            calibrate_on_noise(bundle, folder / "seen.npz")
     theirs = examples(options.cache, checkpoint, bundle.manifest.tokens.mask, options.weights)
     peers: dict[str, Callable[[], float]] = {name: example.pass_seconds for name, example in theirs.items()}
     if options.torch:
         for name, compiled in (("PyTorch, eager", False), ("PyTorch, compiled", True)):
             peers[name] = TorchPass(checkpoint, bundle, ids, compiled=compiled).seconds
     agreement = {name: same_picks(ours["lladav fp32"], example) for name, example in theirs.items()}
-    passes = alternate(peers | {name: own.seconds for name, own in ours.items()}, options.rounds)
+    passes = cpu.take_turns(peers | {name: own.seconds for name, own in ours.items()}, options.rounds)
     best = min(theirs, key=lambda name: float(np.median(passes[name])))
     whole = theirs[best].seconds(CANVAS)
     answers = {
@@ -222,6 +191,7 @@ def main() -> None:
         require_peers(options.cache)
     except LladavError as error:
         parser.error(str(error))
+    cpu.clock = CLOCKS["processor"]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         results = {"machine": machine(), **measure(options, Path(folder))}

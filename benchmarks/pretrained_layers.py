@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 
-from benchmarks.parity import replaced
+from benchmarks.pages import replace_parts
 from lladav.export.gptq import Compensation
 from lladav.export.graph_form import LinearForm
 from lladav.export.linear_sample import InputSizes, LinearSample
@@ -269,8 +269,7 @@ def main() -> None:
     args = parser.parse_args()
     texts = paragraphs(Path(__file__).resolve().parents[1] / "docs")[: args.texts]
     found = MiniLM(args.wheel).linears(texts)
-    written = args.page.read_text("utf-8")
-    args.page.write_text(replaced(written, "pretrained layers", page(found, len(texts))), "utf-8")
+    replace_parts(args.page, {"pretrained layers": page(found, len(texts))})
 
 
 if __name__ == "__main__":

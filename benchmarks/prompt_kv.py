@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks import cpu, mid_size
 from benchmarks.cpu import CANVAS, CLOCKS, DEMO, alternate, machine, ratio
 from benchmarks.make_full_size import real_geometry
-from benchmarks.parity import replaced
+from benchmarks.pages import replace_parts
 from benchmarks.quantized import slice_of_the_real_model
 from lladav.export.config import ExportConfig
 from lladav.export.exporter import export
@@ -111,10 +111,7 @@ def main() -> None:
     results = {"machine": machine(), "rounds": options.repeat, "speed": speed}
     tables = {"prompt KV: speed": speed_table(results), "prompt KV: memory": memory_table()}
     if options.page:
-        page = options.page.read_text("utf-8")
-        for name, table in tables.items():
-            page = replaced(page, name, table)
-        options.page.write_text(page, "utf-8")
+        replace_parts(options.page, tables)
     else:
         for table in tables.values():
             print("\n".join(("", *table)))

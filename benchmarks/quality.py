@@ -22,7 +22,7 @@ from PIL import Image
 
 from benchmarks.demo_checkpoint import questions
 from benchmarks.demo_checkpoint.drawings import Style, Thing, load_style, load_things, paste
-from benchmarks.parity import replaced
+from benchmarks.pages import replace_parts
 from benchmarks.quality_picture import draw
 from benchmarks.repetition import repetition
 from lladav.runtime import Answer, GenerationConfig, Pipeline
@@ -242,8 +242,7 @@ def main() -> None:
     ]
     figures = {name: asdict(measured) for name, measured in (of_presets | of_grid).items()}
     if args.page:
-        page = args.page.read_text("utf-8")
-        args.page.write_text(replaced(page, "presets", iter(["\n\n".join(parts)])), "utf-8")
+        replace_parts(args.page, {"presets": ["\n\n".join(parts)]})
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
     if args.picture:

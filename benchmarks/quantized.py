@@ -23,10 +23,9 @@ import numpy as np
 from benchmarks import cpu, mid_size
 from benchmarks.cpu import CANVAS, CLOCKS, DEMO, PROMPT, alternate, machine, ratio
 from benchmarks.make_full_size import LAYERS, real_geometry
-from benchmarks.parity import replaced
+from benchmarks.noise import calibrate_on_noise
+from benchmarks.pages import replace_parts
 from lladav.bundle import Bundle
-from lladav.calib import calibrate
-from lladav.calib.passes import refresh_inputs
 from lladav.export.config import ExportConfig
 from lladav.export.exporter import build_graphs, export
 from lladav.export.graph_form import GraphForm, head_parts, linear_forms
@@ -101,18 +100,14 @@ def sizes() -> dict[str, dict[str, int]]:
 def measure_model(checkpoint: Path, work: Path, rounds: int, chosen: Sequence[str]) -> dict[str, Any]:
     """Every form of a checkpoint beside fp32; `work` is a new folder for the bundles."""
     work.mkdir()
-    config = ExportConfig(dtype="fp32", vocab_rows="all", verify=False)
-    plain = export(checkpoint, work / "fp32", config)
-    language = plain.manifest.geometry.language
-    embeds = np.random.default_rng(0).normal(0, 0.02, (2 * CANVAS, language.hidden_size)).astype(np.float32)
-    shown = refresh_inputs(plain.manifest, embeds[CANVAS:], embeds[:CANVAS], np.arange(CANVAS))
-    np.savez(work / "inputs.npz", **shown)
-    calibrate(plain.path, work / "seen.npz", inputs=[work / "inputs.npz"])
+    common: dict[str, Any] = {"dtype": "fp32", "vocab_rows": "all", "verify": False}
+    plain = export(checkpoint, work / "fp32", ExportConfig(**common))
+    calibrate_on_noise(plain, work / "seen.npz")
     found = {}
     for form, options in FORMS.items():
         statistics = None if options["quantize"] == "w8" else work / "seen.npz"
-        changed = config.model_copy(update={**options, "statistics": statistics})
-        found[form] = measure(plain, export(checkpoint, work / "form", changed), rounds, chosen)
+        config = ExportConfig(**common, **options, statistics=statistics)
+        found[form] = measure(plain, export(checkpoint, work / "form", config), rounds, chosen)
         shutil.rmtree(work / "form")
         print(form, {kind: round(own["ratio"], 2) for kind, own in found[form].items()}, flush=True)
     return found
@@ -168,8 +163,7 @@ def main() -> None:
     if options.out:
         options.out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     if options.page:
-        page = replaced(options.page.read_text("utf-8"), "speed", speed_table(results))
-        options.page.write_text(replaced(page, "sizes", size_table(results["bytes"])), "utf-8")
+        replace_parts(options.page, {"speed": speed_table(results), "sizes": size_table(results["bytes"])})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from benchmarks.calibration import PROMPTS
 from benchmarks.demo_checkpoint.drawings import load_style, load_things
 from benchmarks.gpu.bundles import DEMO
-from benchmarks.parity import replaced
+from benchmarks.pages import replace_parts
 from benchmarks.quality import Case, make_cases
 from lladav.calib import CalibrationConfig, calibrate
 from lladav.export import ExportConfig, export
@@ -277,8 +277,7 @@ def main() -> None:
         found[form] = work.measure(form)
         print(form.name, form.label, found[form].steps, flush=True)
         table = Table(found, [case.answer for case in cases])
-        text = args.page.read_text("utf-8")
-        args.page.write_text(replaced(text, "quantised bundles", table.page(args.pictures)), "utf-8")
+        replace_parts(args.page, {"quantised bundles": table.page(args.pictures)})
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, get_args
 
-import numpy as np
-
 from benchmarks import make_full_size
 from benchmarks.gpu.finding import CannotRunError, Finding, Table
 from lladav.bundle import Bundle
@@ -18,9 +16,6 @@ from lladav.manifest import QuantizedForm
 
 FORMS: tuple[QuantizedForm, ...] = get_args(QuantizedForm)
 DEMO = Path(__file__).resolve().parents[1] / "demo_checkpoint" / "checkpoint"
-
-_ROWS = 128
-"""Of prompt and canvas, in the pass that ranges are taken from."""
 
 
 def demo(work: Path) -> Bundle:
@@ -66,15 +61,10 @@ def export_forms(checkpoint: Path, plain: Bundle, folders: dict[QuantizedForm, P
 
 def _calibrate(plain: Bundle, output: Path) -> None:
     try:
-        from lladav.calib import calibrate
-        from lladav.calib.passes import refresh_inputs
+        from benchmarks.noise import calibrate_on_noise
     except ImportError as error:
         raise CannotRunError(f"calibrating needs the extra `export`: {error}") from error
-    embeds = np.random.default_rng(0).normal(0, 0.02, (_ROWS, plain.manifest.geometry.language.hidden_size))
-    prompt, canvas = np.split(embeds.astype(np.float32), 2)
-    inputs = output.with_suffix(".inputs.npz")
-    np.savez(inputs, **refresh_inputs(plain.manifest, prompt, canvas, np.arange(len(canvas))))
-    calibrate(plain.path, output, inputs=[inputs], force=True)
+    calibrate_on_noise(plain, output)
 
 
 @contextmanager
