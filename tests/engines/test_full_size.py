@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from test_builder import fused_attentions
 
@@ -18,9 +19,13 @@ from lladav.bundle import Bundle
 from lladav.costs import weight_bytes
 from lladav.engines import read_records
 from lladav.engines.builder import memory_per_weight
-from lladav.linear_layers import Numbers
+from lladav.export import ExportConfig, export
+from lladav.linear_layers import Numbers, block_layers
 from lladav.machine import examine
-from lladav.manifest import INT4_BLOCK, Quantization, QuantizedForm
+from lladav.manifest import INT4_BLOCK, Manifest, Quantization, QuantizedForm
+from lladav.reductions import BINS, bin_numbers
+from lladav.statistics import Statistics
+from lladav.statistics_header import CalibrationRun, Condition, GraphRecord, Header
 
 MOST_TO_EXPORT = 4e9
 
@@ -55,15 +60,44 @@ def layers_that_fit(form: QuantizedForm | None) -> int:
     pytest.skip(f"{memory.available / 1e9:.1f} GB of free memory build no layer")
 
 
+def write_statistics(path: Path, manifest: Manifest) -> None:
+    """Of normal numbers as inputs of every block: what is built does not depend on what its ranges are."""
+    geometry, seen = manifest.geometry, Condition(kind="any", where="any")
+    layers = [layer for n in range(geometry.language.layers) for layer in block_layers(geometry.language, n)]
+    header = Header(
+        lladav="1",
+        bundle=manifest.sha256,
+        checkpoint=manifest.checkpoint.fingerprint,
+        geometry=geometry,
+        run=CalibrationRun(sources=(), count=1, asked=None),
+        graphs={"denoiser": GraphRecord(conditions=(seen,), linears={layer.name: layer.name for layer in layers})},
+        done=1,
+    )
+    statistics = Statistics.empty(header, {layer.name: layer.inputs for layer in layers})
+    draws = np.random.default_rng(0)
+    for name, inputs, *_ in layers:
+        values = np.abs(draws.standard_normal((64, inputs), np.float32))
+        statistics.arrays[f"{name}/absmax"][0] = values.max(axis=0)
+        statistics.arrays[f"{name}/square_sum"][0] = np.square(values).sum(axis=0)
+        statistics.arrays[f"{name}/histogram"][0] = np.bincount(bin_numbers(values).ravel(), minlength=BINS)
+    statistics.write(path)
+
+
 @pytest.mark.fullsize
 @pytest.mark.usefixtures("rtx")
-@pytest.mark.parametrize("form", ["w8", "w4", None])
+@pytest.mark.parametrize("form", ["w8", "w4", "w8a8", None])
 def test_real_geometry(tmp_path: Path, form: QuantizedForm | None) -> None:
     layers = layers_that_fit(form)
     checkpoint, bundle = tmp_path / "checkpoint", tmp_path / "bundle"
     checkpoint.mkdir()
     make_full_size.write_checkpoint(checkpoint, layers, make_full_size.VISION_LAYERS, lambda _: None)
     integers = ("--quantize", form) if form else ()
+    if form == "w8a8":
+        # Statistics name the checkpoint by a sum over all its weights, which an export takes.
+        export(checkpoint, bundle, ExportConfig(dtype="fp16", quantize="w8", verify=False))
+        write_statistics(tmp_path / "statistics.npz", Manifest.read(bundle))
+        shutil.rmtree(bundle)
+        integers += ("--statistics", str(tmp_path / "statistics.npz"))
     exported = measured("export", str(checkpoint), str(bundle), "--dtype", "fp16", "--no-verify", *integers)
     shutil.rmtree(checkpoint)
     built = measured("build", str(bundle), "--target", "rtx-40")
