@@ -3,13 +3,11 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, RootModel, field_validator
-from test_template import Filler, Vocab
-from tiny import ROWS, tiny_tokenizer
+from template_fills import Filler, Vocab
 
 from lladav.errors import OptionError
 from lladav.runtime.schema import parse_object, template_text
@@ -31,13 +29,6 @@ GRASP = (
 )
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Vocab:
-    file: Path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    file.write_text(json.dumps(tiny_tokenizer()), "utf-8")
-    return Vocab(file, ROWS)
-
-
 def one(field: object) -> dict[str, Any]:
     return {"type": "object", "properties": {"f": field}, "required": ["f"]}
 
@@ -51,9 +42,9 @@ def test_template_of_the_model_s_json_schema_is_the_same() -> None:
 
 
 @pytest.mark.parametrize("form", [Grasp, Grasp.model_json_schema()])
-def test_every_answer_is_an_object(form: Any, tiny: Vocab) -> None:
-    template = tiny.template(template_text(form))
-    filler = Filler(template, tiny, 2)
+def test_every_answer_is_an_object(form: Any, tiny_vocab: Vocab) -> None:
+    template = tiny_vocab.template(template_text(form))
+    filler = Filler(template, tiny_vocab, 2)
     for _ in range(100):
         ids = filler.fill()
         found = parse_object(form, template.render(ids))
@@ -84,12 +75,12 @@ def test_every_answer_is_an_object(form: Any, tiny: Vocab) -> None:
         ({"const": True, "type": "boolean"}, "true"),
     ],
 )
-def test_holes_of_fields(field: dict[str, Any], hole: str, tiny: Vocab) -> None:
+def test_holes_of_fields(field: dict[str, Any], hole: str, tiny_vocab: Vocab) -> None:
     assert template_text(one(field)) == f'{{"f": {hole}}}'
     # With another field, since a template needs a hole.
     schema = {"type": "object", "properties": {"f": field, 'é "g"': {"type": "boolean"}}}
-    template = tiny.template(template_text(schema))
-    filler = Filler(template, tiny, 1)
+    template = tiny_vocab.template(template_text(schema))
+    filler = Filler(template, tiny_vocab, 1)
     for _ in range(10):
         text = template.render(filler.fill())
         assert parse_object(schema, text) == json.loads(text)
