@@ -6,18 +6,17 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from tiny import Tensors, tiny_tensors, write_tiny_checkpoint
+from tiny import tiny_tensors
 
 from lladav.bundle import Bundle
 from lladav.calib import CalibrationConfig, calibrate
 from lladav.calib.observed_graph import ObservedGraph
 from lladav.calib.passes import passes_of
-from lladav.calib.questions import LEAST_PICTURES, PROMPTS, find_pictures, pair, read_prompts
-from lladav.errors import BundleError, CalibrationError, ImageError, OptionError, PromptError
+from lladav.calib.questions import find_pictures, pair, read_prompts
+from lladav.errors import CalibrationError
 from lladav.export import ExportConfig, Progress, export
 from lladav.manifest import LANGUAGE_LAYERS
 from lladav.runtime import GenerationConfig, Message, Pipeline, StepEvent
@@ -240,81 +239,6 @@ def test_statistics_do_not_grow_with_questions(
     assert sum(a.nbytes for a in more.arrays.values()) == sum(a.nbytes for a in done[1].arrays.values())
 
 
-def test_pictures_and_prompts_take_turns() -> None:
-    pictures = [Path(name) for name in "abcde"]
-    questions = pair(pictures, ["p", "q"], None, seed=1)
-    assert sorted(str(question.picture) for question in questions) == list("abcde")
-    assert [question.prompt for question in questions] == ["p", "q", "p", "q", "p"]
-    assert questions == pair(pictures, ["p", "q"], None, seed=1) != pair(pictures, ["p", "q"], None, seed=2)
-    assert len(pair(pictures[:1], PROMPTS, None, 0)) == len(PROMPTS)
-    assert len(pair(pictures, PROMPTS, 3, 0)) == 3
-    assert [question.picture for question in pair((), ["p", "q"], None, 0)] == [None, None]
-
-
-@pytest.fixture
-def refused(tiny_bundle: Path, tmp_path: Path) -> Callable[..., None]:
-    """Calibrates with arguments that must be refused, and looks that nothing was written."""
-    folder = tmp_path / "out"
-    folder.mkdir()
-
-    def refuse(error: type[Exception], match: str, **arguments: Any) -> None:
-        given = {"bundle": tiny_bundle, "output": folder / "s.npz", "config": SHORT, **arguments}
-        with pytest.raises(error, match=match):
-            calibrate(**given)
-        assert not any(folder.iterdir())
-
-    return refuse
-
-
-def test_too_few_pictures(refused: Callable[..., None], pictures: Path, tmp_path: Path) -> None:
-    few = tmp_path / "few"
-    few.mkdir()
-    refused(CalibrationError, f"holds 0 pictures; a calibration needs at least {LEAST_PICTURES}", images=few)
-    refused(CalibrationError, "is not a folder", images=pictures / "0.png")
-
-
-def test_a_picture_that_cannot_be_read(refused: Callable[..., None], pictures: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for picture in find_pictures(pictures):
-        (folder / picture.name).write_bytes(picture.read_bytes())
-    (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:500])
-    refused(ImageError, r"3\.png", images=folder, config=CalibrationConfig(gen_length=8))
-
-
-@pytest.mark.parametrize(
-    ("contents", "said"), [(b"", "holds no prompt"), (b" \n\n", "holds no prompt"), (b"\xff", "cannot be read")]
-)
-def test_prompts_that_say_nothing(refused: Callable[..., None], tmp_path: Path, contents: bytes, said: str) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_bytes(contents)
-    refused(CalibrationError, said, prompts=file)
-    refused(CalibrationError, "cannot be read", prompts=tmp_path / "none.txt")
-
-
-def test_prompts_with_masks_of_their_own(refused: Callable[..., None], tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_text("What is <|mdm_mask|>?")
-    refused(PromptError, "holds the mask token", prompts=file)
-
-
-def test_outputs_that_are_refused(
-    refused: Callable[..., None], tiny_bundle: Path, prompts: Path, tmp_path: Path
-) -> None:
-    refused(CalibrationError, r"does not end in \.npz", output=tmp_path / "s.json")
-    refused(CalibrationError, "is not a folder", output=tmp_path / "none" / "s.npz")
-    there = tmp_path / "there.npz"
-    there.write_text("mine")
-    refused(CalibrationError, "exists already", output=there)
-    assert there.read_text() == "mine"
-    calibrate(tiny_bundle, there, prompts=prompts, config=SHORT, force=True)
-    assert Statistics.open(there).header.done == 2
-
-
-def test_inputs_beside_questions(refused: Callable[..., None], pictures: Path) -> None:
-    refused(OptionError, "--inputs takes the place of questions", images=pictures, inputs=["a.npz"])
-
-
 def test_a_full_disk_keeps_what_was_counted(
     done: Calibrated,
     tiny_bundle: Path,
@@ -342,55 +266,9 @@ def test_a_full_disk_keeps_what_was_counted(
     assert output.read_bytes() == done[0].read_bytes()
 
 
-def test_prompts_are_asked_once(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_text("b\na\n\n  b \n")
-    assert read_prompts(file) == ("b", "a")
-
-
-@pytest.mark.parametrize(
-    ("factor", "said"),
-    [
-        (0.0, r"input of model\.layers\.0\.mlp\.down_proj is 0 at all"),
-        (1e30, r"input of model\.layers\.0\.mlp\.down_proj is not a finite number"),
-    ],
-)
-def test_a_model_that_computes_constants_or_no_numbers(
-    refused: Callable[..., None], prompts: Path, tmp_path: Path, factor: float, said: str
-) -> None:
-    def edit(tensors: Tensors, _: object) -> None:
-        for part in ("gate", "up"):
-            tensors[f"model.layers.0.mlp.{part}_proj.weight"][:] *= factor
-
-    checkpoint = write_tiny_checkpoint(tmp_path / "checkpoint", edit=edit)
-    bundle = export(checkpoint, tmp_path / "bundle", ExportConfig(dtype="fp32", verify=False)).path
-    refused(CalibrationError, said, bundle=bundle, prompts=prompts)
-
-
-def test_pictures_for_a_model_of_text_alone(refused: Callable[..., None], pictures: Path, tmp_path: Path) -> None:
-    def edit(tensors: Tensors, config: dict[str, Any]) -> None:
-        for name in [name for name in tensors if "vision_tower" in name or "mm_projector" in name or "newline" in name]:
-            del tensors[name]
-        del config["mm_vision_tower"]
-
-    checkpoint = write_tiny_checkpoint(tmp_path / "text", edit=edit)
-    bundle = export(checkpoint, tmp_path / "bundle", ExportConfig(dtype="fp32", verify=False)).path
-    refused(BundleError, "text-only", bundle=bundle, images=pictures)
-
-
-def test_a_bundle_that_is_quantised(refused: Callable[..., None], tiny_checkpoint: Path, tmp_path: Path) -> None:
-    config = ExportConfig(dtype="fp32", quantize="w8", verify=False)
-    bundle = export(tiny_checkpoint, tmp_path / "bundle", config).path
-    refused(CalibrationError, "is quantised to w8 already", bundle=bundle)
-
-
 def test_parts_of_a_head_are_one_layer(done: Calibrated, tiny_checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
     config = ExportConfig(dtype="fp32", head_parts=3, verify=False)
     bundle = export(tiny_checkpoint, tmp_path / "bundle", config).path
     found = calibrate(bundle, tmp_path / "s.npz", prompts=prompts, config=SHORT)
     assert set(found.linears) == set(done[1].header.graphs["denoiser"].linears)
     assert found.of("lm_head").rows == 2 * (8 + 6 + 4 + 2)
-
-
-def test_a_folder_that_is_no_bundle(refused: Callable[..., None], tmp_path: Path) -> None:
-    refused(BundleError, "holds no", bundle=tmp_path)
