@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +17,16 @@ from lladav.runtime.backend import Backend, CpuBackend
 from lladav.runtime.clock import Clock
 from lladav.runtime.config import GenerationConfig, generation_config
 from lladav.runtime.deadline import DeadlineKeeper
-from lladav.runtime.embedding import EmbeddingTable, merge_prompt
-from lladav.runtime.gpu.frames import on_gpu
+from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.images import MAX_PIXELS, Aspect, Source
-from lladav.runtime.loop import Loop, Request
+from lladav.runtime.loop import Loop
 from lladav.runtime.pacing import FINISH, Pacer, PassTimes
-from lladav.runtime.pictures import FEATURE_CACHE_BYTES, PictureReader, Prepared
+from lladav.runtime.pictures import FEATURE_CACHE_BYTES, PictureReader
+from lladav.runtime.preparation import Preparation
 from lladav.runtime.prompt import ChatTokenizer, Message
 from lladav.runtime.question import DEFAULT_FRAMES, AnySource, Asked, Encoder, Plan, Question
 from lladav.runtime.results import Answer, StepEvent
 from lladav.runtime.schema import Schema, parse_object
-from lladav.runtime.sessions import smallest_fitting
 
 Floats = npt.NDArray[np.float32]
 
@@ -65,6 +64,7 @@ class Pipeline:
         # Answers share the denoiser's buffers; those that are not streamed wait for one another.
         self._lock = threading.RLock()
         self._encoder = Encoder(manifest, self.tokenizer, self.table.rows)
+        self._preparation = Preparation(manifest, self._encoder, self.pictures, self.table)
 
     @classmethod
     def load(
@@ -207,8 +207,8 @@ class Pipeline:
         for questions in batches:
             answers: dict[int, Answer] = {}
             with self._lock:
-                asked = [self._prepare(question, plan) for question in questions]
-                for group in self._alike(asked):
+                asked = [self._preparation.asked(question, plan) for question in questions]
+                for group in self._preparation.alike(asked):
                     answers.update(zip(group, self._answer_all([asked[n] for n in group], plan), strict=True))
             yield from (answers[number] for number in range(len(questions)))
 
@@ -222,7 +222,7 @@ class Pipeline:
         began = perf_counter()
         with self._lock:
             plan = self._encoder.plan(config)
-            asked = self._prepare(question, plan)
+            asked = self._preparation.asked(question, plan)
             pacer = self._pacer(asked, plan, began) if config.deadline_ms is not None else None
             loop = self._loop([asked], plan, pacer)
         steps: list[StepEvent] = []
@@ -255,7 +255,7 @@ class Pipeline:
         length = plan.schedule.gen_length
         return self._deadlines.pacer(
             asked.pictures,
-            prompts=[self._kept(asked)] * (2 if plan.config.cfg_scale > 0 else 1),
+            prompts=[self._preparation.kept(asked)] * (2 if plan.config.cfg_scale > 0 else 1),
             canvas=length + len(plan.suffix),
             rows=length + asked.masks,
             began=began,
@@ -274,48 +274,8 @@ class Pipeline:
         self.backend.keep()
         return [self._answer(one, plan, loop, number, steps[number]) for number, one in enumerate(asked)]
 
-    def _prepare(self, question: Question, plan: Plan) -> Asked:
-        clock, config, knobs = Clock(), plan.config, plan.knobs
-        with clock.stage("tokenize"):
-            ids, stops = self._encoder.ids(question, config)
-        with clock.stage("preprocess"):
-            aspect: Aspect = "pad" if config.image_aspect == "pad" else knobs.view
-            pictures: list[Prepared] = [
-                self.pictures.frame(source, aspect, max_grid=knobs.max_grid)
-                if on_gpu(source)
-                else self.pictures.picture(cast("Source", source), aspect, max_grid=knobs.max_grid, exif=question.exif)
-                for source in question.images
-            ]
-            if question.video is not None:
-                pictures.append(self.pictures.video(question.video, question.video_frames))
-        aliases = self.bundle.manifest.tokens.mask_aliases
-        return Asked(ids, stops, pictures, sum(i in aliases for i in ids), clock)
-
-    def _alike(self, asked: Sequence[Asked]) -> list[list[int]]:
-        """Numbers of the questions that can be computed side by side: same bucket, same stops.
-
-        Masks inside prompts take rows of logits, of which a pass has as many as a canvas bucket:
-        such questions are asked alone.
-        """
-        groups: dict[object, list[int]] = {}
-        for number, one in enumerate(asked):
-            bucket = smallest_fitting(self.bundle.manifest.buckets.prompt, self._kept(one))
-            groups.setdefault((bucket, one.stops, number if one.masks else None), []).append(number)
-        return list(groups.values())
-
-    def _kept(self, asked: Asked) -> int:
-        """Positions of the prompt after `merge_prompt`, which cuts only prompts with pictures."""
-        return min(asked.positions, self.bundle.manifest.max_prompt) if asked.pictures else asked.positions
-
     def _loop(self, asked: Sequence[Asked], plan: Plan, pacer: Pacer | None) -> Loop:
-        prompts, shared = [], dict[bytes, Floats]()
-        for one in asked:
-            rows, one.reused = self.pictures.rows(one.pictures, one.clock, shared)
-            with one.clock.stage("merge"):
-                prompts.append(merge_prompt(one.ids, self.table, rows, self.bundle.manifest.max_prompt)[0])
-        request = Request(
-            tuple(prompts), plan.schedule, plan.config, plan.knobs, asked[0].stops, plan.suffix, plan.template
-        )
+        request = self._preparation.request(asked, plan)
         return self.denoiser.loop(self.bundle.manifest.tokens, request, self.times, pacer)
 
     def _answer(self, asked: Asked, plan: Plan, loop: Loop, number: int, steps: list[StepEvent]) -> Answer:
