@@ -109,6 +109,14 @@ def sharing_heads(kv_heads: int) -> Callable[[Tensors, dict[str, Any]], None]:
     return edit
 
 
+def without_pictures(tensors: Tensors, config: dict[str, Any]) -> None:
+    """An `edit` that leaves the language model alone."""
+    for name in [name for name in tensors if "vision" in name or "mm_projector" in name or "image" in name]:
+        del tensors[name]
+    for key in [key for key in config if key.startswith(("mm_", "image_"))]:
+        del config[key]
+
+
 def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1), "utf-8")
 

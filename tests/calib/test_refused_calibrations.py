@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import Tensors, write_tiny_checkpoint
+from tiny import Tensors, without_pictures, write_tiny_checkpoint
 
 from lladav.calib import CalibrationConfig, calibrate
 from lladav.calib.questions import LEAST_PICTURES, find_pictures
@@ -103,12 +103,7 @@ def test_a_model_that_computes_constants_or_no_numbers(
 
 
 def test_pictures_for_a_model_of_text_alone(refused: Callable[..., None], pictures: Path, tmp_path: Path) -> None:
-    def edit(tensors: Tensors, config: dict[str, Any]) -> None:
-        for name in [name for name in tensors if "vision_tower" in name or "mm_projector" in name or "newline" in name]:
-            del tensors[name]
-        del config["mm_vision_tower"]
-
-    checkpoint = write_tiny_checkpoint(tmp_path / "text", edit=edit)
+    checkpoint = write_tiny_checkpoint(tmp_path / "text", edit=without_pictures)
     bundle = export(checkpoint, tmp_path / "bundle", ExportConfig(dtype="fp32", verify=False)).path
     refused(BundleError, "text-only", bundle=bundle, images=pictures)
 

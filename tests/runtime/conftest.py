@@ -1,4 +1,4 @@
-"""Vocabularies for templates."""
+"""The tiny model to ask, and vocabularies for templates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ import pytest
 from template_fills import Vocab
 from tiny import ROWS, tiny_tokenizer
 
+from lladav.runtime import Pipeline
+
 DEMO = Path(__file__).resolve().parents[2] / "benchmarks" / "demo_checkpoint" / "checkpoint" / "tokenizer.json"
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # no other test's times
+        return Pipeline.load(tiny_bundle, threads=1)
 
 
 @pytest.fixture(scope="session")

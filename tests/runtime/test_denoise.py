@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tracemalloc
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from asked import PROMPT
 
 from benchmarks.golden import GoldenSet, config_of, request_of
 from lladav.errors import OptionError, PromptError
@@ -15,14 +15,6 @@ from lladav.runtime import Answer, GenerationConfig, Pipeline, StepEvent
 from lladav.runtime.config import Schedule
 from lladav.runtime.denoise import DenoisingLoop
 from lladav.runtime.embedding import merge_prompt
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny_bundle: Path) -> Pipeline:
-    return Pipeline.load(tiny_bundle, threads=1)
-
-
-PROMPT = [5, 17, 80, 33, 60]
 
 
 @pytest.mark.parametrize(

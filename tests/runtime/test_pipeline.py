@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
-from PIL import Image
-from tiny import write_tiny_checkpoint
+from asked import picture
+from tiny import without_pictures, write_tiny_checkpoint
 
 from lladav.bundle import Bundle
 from lladav.errors import BackendError, BundleError, ImageError, OptionError, PromptError
@@ -20,15 +20,6 @@ from lladav.runtime import Answer, GenerationConfig, Message, Pipeline, StepEven
 from lladav.runtime.images import pixel_values
 
 SHORT = GenerationConfig(gen_length=4, stop=())
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny_bundle: Path) -> Pipeline:
-    return Pipeline.load(tiny_bundle, threads=1)
-
-
-def picture(width: int = 80, height: int = 60, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def test_stream_yields_steps_and_ends_with_the_answer(pipeline: Pipeline) -> None:
@@ -160,13 +151,7 @@ def test_picture_with_too_many_pixels_is_refused_before_it_is_decoded(tiny_bundl
 
 
 def test_text_only_model_says_so(tmp_path: Path) -> None:
-    def drop_vision(tensors: dict[str, np.ndarray], config: dict[str, object]) -> None:
-        for name in [n for n in tensors if "mm_projector" in n or "vision" in n or "newline" in n]:
-            del tensors[name]
-        for key in [k for k in config if k.startswith(("mm_", "image_"))]:
-            del config[key]
-
-    checkpoint = write_tiny_checkpoint(tmp_path / "c", edit=drop_vision)
+    checkpoint = write_tiny_checkpoint(tmp_path / "c", edit=without_pictures)
     bundle = export(checkpoint, tmp_path / "b", ExportConfig(dtype="fp32", verify=False))
     assert bundle.manifest.preprocessing is None
     pipeline = Pipeline.load(bundle.path)
