@@ -17,6 +17,7 @@ import numpy.typing as npt
 from lladav.bundle import Bundle
 from lladav.errors import CalibrationError
 from lladav.manifest import GraphSpec, TensorSpec
+from lladav.staging import staged_file
 from lladav.statistics import SUFFIX
 
 Array = npt.NDArray[Any]
@@ -47,15 +48,12 @@ class SavedInputs:
             CalibrationError: it cannot be written.
         """
         file = self.folder / graph / f"{name}{SUFFIX}"
-        fresh = file.with_name(f".{file.name}.new")
         arrays: dict[str, Any] = {s.name: inputs[s.name].astype(_TYPES[s.dtype]) for s in self.graphs[graph].inputs}
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with fresh.open("wb") as stream:
+            with staged_file(file) as fresh, fresh.open("wb") as stream:
                 np.savez(stream, **arrays)
-            fresh.replace(file)
         except OSError as error:
-            fresh.unlink(missing_ok=True)
             raise CalibrationError(
                 f"{file} cannot be written: {error}", cure="free some space or choose another folder"
             ) from error

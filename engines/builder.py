@@ -13,7 +13,7 @@ from lladav.engines.here import Here, describe
 from lladav.engines.integers import integer_use
 from lladav.engines.layers import Layer, layers_in_plan
 from lladav.engines.library import builds_ahead, known_capabilities, load_library
-from lladav.engines.plan_file import sole_writer, staged_file
+from lladav.engines.plan_file import sole_writer, staged_stream
 from lladav.engines.prediction import head_bytes, unsplit_head
 from lladav.engines.profiles import graph_profiles
 from lladav.engines.progress import PERCENT, Progress
@@ -192,7 +192,7 @@ def _build(
     spec, profiles = bundle.manifest.graphs[name], graph_profiles(bundle.manifest)[name]
     plan, note = folder / f"{name}.plan", folder / f"{name}.json"
     order = Order(name, bundle.file(spec.file), spec, profiles, target.compute_capability)
-    with staged_file(plan) as out:
+    with staged_stream(plan) as out:
         compiled = compile_plan(trt, order, out, folder / TIMING_CACHE, progress.advance)
         # From here on the earlier plan, if there was one, is no longer what its record says.
         note.unlink(missing_ok=True)
@@ -212,7 +212,7 @@ def _build(
     if compiled.integers.weights:
         used = integer_use(compiled.integers, _layers(record, bundle, trt))
         record = record.model_copy(update={"integers": used})
-    with staged_file(note) as file:
+    with staged_stream(note) as file:
         file.write(record.text().encode())
     return EngineRecord.read(note, bundle.path)
 

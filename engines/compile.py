@@ -17,7 +17,7 @@ from typing import Any
 
 from lladav.engines.integers import GraphIntegers, graph_integers
 from lladav.engines.library import builds_ahead, log_of
-from lladav.engines.plan_file import HashedStream, staged_file
+from lladav.engines.plan_file import HashedStream, staged_stream
 from lladav.engines.profiles import input_shapes
 from lladav.engines.progress import Phases
 from lladav.errors import EngineError
@@ -119,7 +119,7 @@ def _build(trt: Any, order: Order, out: HashedStream, timings: Path, monitor: An
             cure="run `lladav doctor`; if the machine is in order, report this with the message",
         )
     if cache is not None:
-        with staged_file(timings) as file:
+        with staged_stream(timings) as file:
             file.write(memoryview(cache.serialize()))
     said = tuple(int(found[1]) for _, message in log.messages if (found := _ACTIVATIONS.search(message)))
     return Compiled(said if len(said) == len(order.profiles) else (), graph_integers(network))

@@ -18,7 +18,7 @@ from lladav.bundle import Bundle
 from lladav.engines.layer_times import LayerTime, time_layers
 from lladav.engines.layers import Layer, layers_of
 from lladav.engines.library import load_library, log_of
-from lladav.engines.plan_file import sole_writer, staged_file
+from lladav.engines.plan_file import sole_writer, staged_stream
 from lladav.engines.profiles import input_shapes
 from lladav.errors import BackendError, EngineError
 from lladav.manifest import GraphSpec, TensorSpec
@@ -210,7 +210,7 @@ class LoadedEngine:
         self._kept = self._bound
         contents = bytes(memoryview(self._cache.serialize()))
         if contents != self._known:
-            with suppress(EngineError), sole_writer(self._compiled.parent), staged_file(self._compiled) as file:
+            with suppress(EngineError), sole_writer(self._compiled.parent), staged_stream(self._compiled) as file:
                 file.write(contents)
                 self._known = contents
 

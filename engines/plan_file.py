@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from lladav.errors import EngineError
-from lladav.staging import sync
+from lladav.staging import disk_cure, staged_file
 
 
 class HashedStream:
@@ -61,26 +60,14 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def staged_file(target: Path) -> Iterator[HashedStream]:
+def staged_stream(target: Path) -> Iterator[HashedStream]:
     """Yields a stream whose contents become `target` when the block succeeds, and vanish when not.
 
     Raises:
         EngineError: the disk is or runs full, or cannot be written.
     """
-    partial = target.with_name(f".{target.name}.partial")
     try:
-        with partial.open("wb") as file:
+        with staged_file(target) as fresh, fresh.open("wb") as file:
             yield HashedStream(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-        sync(target.parent)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise EngineError(
-                f"{target} could not be written: {error}",
-                cure="free some space and run it again" if full else "check the disk and run it again",
-            ) from error
-        raise
+    except OSError as error:
+        raise EngineError(f"{target} could not be written: {error}", cure=disk_cure(error)) from error

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -55,10 +55,8 @@ def staged_folder(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
         if isinstance(error, OSError):
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise ExportError(
-                f"{target} could not be written: {error}; nothing was left behind",
-                cure="free some space and run it again" if full else "check the disk and run it again",
+                f"{target} could not be written: {error}; nothing was left behind", cure=disk_cure(error)
             ) from error
         raise
     finally:
@@ -76,6 +74,32 @@ def _remove_abandoned(staging: Path, target: Path) -> None:
     finally:
         os.close(lock)
     shutil.rmtree(staging)
+
+
+@contextmanager
+def staged_file(target: Path) -> Iterator[Path]:
+    """Yields a hidden path beside `target`; the file that is written there becomes `target` when the block succeeds.
+
+    On any exception, Ctrl-C included, it is deleted; what a killed process left there, the next one overwrites.
+
+    Raises:
+        OSError: it cannot be written, or put in its place.
+    """
+    fresh = target.with_name(f".{target.name}.new")
+    try:
+        yield fresh
+        sync(fresh)
+        fresh.replace(target)
+        sync(target.parent)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def disk_cure(error: OSError) -> str:
+    """What helps where something could not be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "free some space and run it again" if full else "check the disk and run it again"
 
 
 def sync(path: Path) -> None:

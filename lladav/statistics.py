@@ -19,7 +19,7 @@ from lladav.errors import CalibrationError
 from lladav.geometry import Geometry
 from lladav.manifest import LANGUAGE_LAYERS, Manifest
 from lladav.reductions import BINS, bin_edges, moment_shape
-from lladav.staging import sync
+from lladav.staging import staged_file
 from lladav.statistics_header import Condition, GraphRecord, Header
 
 Floats = npt.NDArray[np.float32]
@@ -136,23 +136,16 @@ class Statistics:
         Raises:
             CalibrationError: it cannot be written.
         """
-        fresh = path.with_name(f".{path.name}.new")
         try:
-            with zipfile.ZipFile(fresh, "w") as archive:
+            with staged_file(path) as fresh, zipfile.ZipFile(fresh, "w") as archive:
                 archive.writestr(zipfile.ZipInfo(_HEADER), self.header.model_dump_json(indent=1))
                 for name in _array_names(self.header):
                     with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as stream:
                         np.lib.format.write_array(stream, self.arrays[name], allow_pickle=False)
-            sync(fresh)
-            fresh.replace(path)
-            sync(path.parent)
-        except BaseException as error:
-            fresh.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise CalibrationError(
-                    f"{path} cannot be written: {error}", cure="free some space or choose another place"
-                ) from error
-            raise
+        except OSError as error:
+            raise CalibrationError(
+                f"{path} cannot be written: {error}", cure="free some space or choose another place"
+            ) from error
 
     def check(self, manifest: Manifest) -> None:
         """Looks whether they are of the model that a bundle or an export holds, in whatever precision.

@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all, whatever happens while it is made."""
+"""Folders and files appear whole or not at all, whatever happens while they are made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lladav.errors import ExportError
-from lladav.staging import staged_folder
+from lladav.staging import staged_file, staged_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -93,7 +93,7 @@ def test_killed_writer_leaves_no_bundle_and_the_next_one_succeeds(tmp_path: Path
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from lladav.staging import staged_folder\n"
+        "from lladav.staging import staged_file, staged_folder\n"
         "with staged_folder(Path(sys.argv[1])) as folder:\n"
         "    (folder / 'half').write_text('1')\n"
         "    print('ready', flush=True)\n"
@@ -110,3 +110,25 @@ def test_killed_writer_leaves_no_bundle_and_the_next_one_succeeds(tmp_path: Path
     with staged_folder(target) as folder:
         (folder / "whole").write_text("1")
     assert contents(tmp_path) == ["bundle", "bundle/whole"]
+
+
+def test_file_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+    (tmp_path / ".file.new").write_text("what a killed process left")
+    with staged_file(target) as fresh:
+        fresh.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert contents(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+def test_earlier_file_stays_after_an_exception(tmp_path: Path, error: BaseException) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(type(error)), staged_file(target) as fresh:
+        fresh.write_text("half")
+        raise error
+    assert target.read_text() == "old"
+    assert contents(tmp_path) == ["file"]

@@ -13,7 +13,7 @@ from lladav.runtime.profiling.measure import Measured
 from lladav.runtime.profiling.record import Profile
 from lladav.runtime.profiling.report import can_draw, report
 from lladav.runtime.profiling.trace import chrome_trace
-from lladav.staging import staged_folder
+from lladav.staging import staged_file, staged_folder
 
 PROFILE = "profile.json"
 REPORT = "report.html"
@@ -81,10 +81,10 @@ def write_report(profile: Profile, folder: Path) -> Path:
     """
     if not can_draw():
         raise ProfileError("the report is drawn by matplotlib, which is missing", cure="pip install 'lladav[report]'")
-    file, beside = folder / REPORT, folder / f".{REPORT}.new"
+    file = folder / REPORT
     try:
-        beside.write_text(report(profile), "utf-8")
-        beside.replace(file)
+        with staged_file(file) as fresh:
+            fresh.write_text(report(profile), "utf-8")
     except OSError as error:
         raise ProfileError(f"{file} cannot be written: {error}", cure="choose a folder you may write to") from error
     return file

@@ -21,7 +21,7 @@ from lladav.bundle import Bundle
 from lladav.engines import Progress, build, load_target, read_records
 from lladav.engines.builder import check_builder, check_precision
 from lladav.engines.here import Here
-from lladav.engines.plan_file import sole_writer, staged_file
+from lladav.engines.plan_file import sole_writer, staged_stream
 from lladav.engines.target import EnginePrecision
 from lladav.errors import EngineError, OptionError
 from lladav.inspect import inspect
@@ -148,7 +148,7 @@ def test_interrupted_build_keeps_what_was_there(built_bundle: Path) -> None:
 def test_killed_build_is_cleaned_up_by_the_next(fp16_bundle: Path) -> None:
     folder = fp16_bundle / "engines" / "rtx-40"
     folder.mkdir(parents=True)
-    (folder / ".denoiser.plan.partial").write_bytes(b"half")
+    (folder / ".denoiser.plan.new").write_bytes(b"half")
     (folder / "denoiser.plan").write_bytes(b"a plan whose record was never written")
     assert read_records(fp16_bundle) == ()
     build(fp16_bundle, "rtx-40")
@@ -294,5 +294,5 @@ def test_records_survive_writing(engines_in: Callable[[Precision], Path]) -> Non
 
 
 def test_staged_file_of_a_folder_that_is_gone(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="could not be written"), staged_file(tmp_path / "absent" / "file"):
+    with pytest.raises(EngineError, match="could not be written"), staged_stream(tmp_path / "absent" / "file"):
         pass

@@ -210,7 +210,7 @@ def test_bundle_that_cannot_be_written_compiles_again(loaded: Loaded, monkeypatc
         raise EngineError("read-only", cure="none")
 
     engine, _ = bind(loaded)
-    monkeypatch.setattr(lladav.engines.execution, "staged_file", refuse)
+    monkeypatch.setattr(lladav.engines.execution, "staged_stream", refuse)
     engine.keep_compiled()
     assert not loaded.compiled.exists()
 
