@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
-from lladav.errors import EngineError, OptionError
+from lladav.errors import EngineError, OptionError, faults_of
 from lladav.records import Library
 
 _FOLDER = Path(__file__).resolve().parent / "targets"
@@ -88,8 +88,7 @@ class Target(_Frozen):
         try:
             target = cls.model_validate(json.loads(path.read_text("utf-8")))
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'target'}: {e['msg']}" for e in error.errors()[:8])
-            raise EngineError(f"{path} is no valid target: {faults}", cure=cure) from error
+            raise EngineError(f"{path} is no valid target: {faults_of(error, 'target')}", cure=cure) from error
         except (OSError, ValueError, RecursionError) as error:
             raise EngineError(f"{path} cannot be read as JSON: {error}", cure=cure) from error
         if target.name != path.stem:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lladav.errors import ImageError, OptionError, PromptError
+from lladav.errors import ImageError, OptionError, PromptError, faults_of
 from lladav.export.verify import PICTURE
 
 PROMPT = "What is this?"
@@ -89,8 +89,9 @@ def _read_questions(file: Path, folder: Path) -> list[AgreementQuestion]:
         try:
             question = AgreementQuestion.model_validate(json.loads(line))
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'line'}: {e['msg']}" for e in error.errors())
-            raise PromptError(f"{file}, line {number}, is no question: {faults}", cure=cure) from error
+            raise PromptError(
+                f"{file}, line {number}, is no question: {faults_of(error, 'line')}", cure=cure
+            ) from error
         except (ValueError, RecursionError) as error:
             raise PromptError(f"{file}, line {number}, is no JSON: {error}", cure=cure) from error
         if question.image is not None:

@@ -13,14 +13,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lladav.errors import CheckpointError
+from lladav.errors import CheckpointError, faults_of
 from lladav.export.checkpoint import Checkpoint, read_json
 from lladav.export.config_fields import MATCHING, Fields
-from lladav.export.tokenizer_config import read_tokens, tokenizer_length
 from lladav.geometry import Geometry, LanguageGeometry, VisionGeometry
 from lladav.manifest import TOWER, Preprocessing
-
-__all__ = ["read_geometry", "read_preprocessing", "read_tokens", "tokenizer_length"]
 
 # Fields that select another computation. Both naming schemes of LLaDA are covered.
 _LANGUAGE_RULES: Mapping[str, tuple[Any, ...]] = {
@@ -89,8 +86,9 @@ def read_geometry(checkpoint: Checkpoint, vocab_rows: int) -> Geometry:
     try:
         return Geometry(language=_language(checkpoint, vocab_rows), vision=_vision(checkpoint))
     except ValidationError as error:
-        faults = "; ".join(" ".join(map(str, (*e["loc"], e["msg"]))) for e in error.errors())
-        raise CheckpointError(f"{checkpoint.path} describes an impossible model: {faults}", cure=MATCHING) from error
+        raise CheckpointError(
+            f"{checkpoint.path} describes an impossible model: {faults_of(error, 'model')}", cure=MATCHING
+        ) from error
 
 
 def read_preprocessing(checkpoint: Checkpoint, vision: VisionGeometry | None) -> Preprocessing | None:

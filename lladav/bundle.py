@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,15 +57,7 @@ class Bundle:
         Raises:
             BundleError: naming every file whose contents differ.
         """
-        altered = []
-        for entry in self.manifest.files:
-            digest = hashlib.sha256()
-            with self.file(entry.path).open("rb") as stream:
-                while block := stream.read(1 << 22):
-                    digest.update(block)
-                    progress(len(block))
-            if digest.hexdigest() != entry.sha256:
-                altered.append(entry.path)
+        altered = [entry.path for entry in self.manifest.files if not entry.is_unaltered(self.path, progress)]
         if altered:
             raise BundleError(
                 f"{self.path}: contents of {', '.join(altered)} differ from the {MANIFEST_NAME}'s sha256", cure=_CURE

@@ -6,6 +6,11 @@ about it. The command line prints both and exits with ``exit_code``, without a t
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class LladavError(Exception):
     """Base of all errors a user can meet.
@@ -70,3 +75,16 @@ class ProfileError(LladavError):
 
 class VerificationError(LladavError):
     """Graphs whose outputs are further from PyTorch than their tolerance."""
+
+
+def faults_of(error: ValidationError, whole: str) -> str:
+    """What a validation found: `files.0.bytes: Field required; ...`, eight faults at most.
+
+    Args:
+        error: of the values.
+        whole: what they are called where they are wrong as a whole.
+    """
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc'])) or whole}: {fault['msg'].removeprefix('Value error, ')}"
+        for fault in error.errors()[:8]
+    )

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from math import gcd
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from lladav.errors import BundleError
+from lladav.errors import BundleError, faults_of
 from lladav.geometry import Geometry
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -190,6 +191,20 @@ class FileEntry(_Frozen):
     bytes: NonNegativeInt
     sha256: str
 
+    def is_unaltered(self, folder: Path, progress: Callable[[int], None]) -> bool:
+        """Whether the file still has the contents of this sha256; reads all of it.
+
+        Args:
+            folder: the bundle's.
+            progress: called with the bytes read since the last call.
+        """
+        digest = hashlib.sha256()
+        with (folder / self.path).open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+                progress(len(block))
+        return digest.hexdigest() == self.sha256
+
 
 class Manifest(_Frozen):
     """See docs/bundle.md for the meaning of each part.
@@ -267,8 +282,7 @@ class Manifest(_Frozen):
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors()[:8])
-            raise BundleError(f"{path} is not a valid manifest: {faults}", cure=again) from error
+            raise BundleError(f"{path} is not a valid manifest: {faults_of(error, 'manifest')}", cure=again) from error
 
 
 def sealed(values: dict[str, Any]) -> str:

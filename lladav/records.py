@@ -8,7 +8,6 @@ does not count: the record is written last.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
-from lladav.errors import EngineError
+from lladav.errors import EngineError, faults_of
 from lladav.manifest import FileEntry, Manifest, QuantizedForm, is_sealed, sealed
 
 FOLDER = "engines"
@@ -135,8 +134,9 @@ class EngineRecord(_Frozen):
                 raise ValueError("its contents do not match the sha256 in it")
             record = cls.model_validate(raw)
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:8])
-            raise EngineError(f"{path} is not a valid record of an engine: {faults}", cure=cure) from error
+            raise EngineError(
+                f"{path} is not a valid record of an engine: {faults_of(error, 'record')}", cure=cure
+            ) from error
         except (OSError, ValueError, RecursionError) as error:
             raise EngineError(f"{path} is damaged: {error}", cure=cure) from error
         if record.plan.path != f"{FOLDER}/{path.parent.name}/{path.stem}.plan":
@@ -167,12 +167,7 @@ class EngineRecord(_Frozen):
         Raises:
             EngineError: the contents are others than were built.
         """
-        digest = hashlib.sha256()
-        with (bundle / self.plan.path).open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-                progress(len(block))
-        if digest.hexdigest() != self.plan.sha256:
+        if not self.plan.is_unaltered(bundle, progress):
             raise EngineError(
                 f"{bundle / self.plan.path}: contents differ from the record's sha256",
                 cure=build_command(bundle, self.target),

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from lladav.errors import CalibrationError
+from lladav.errors import CalibrationError, faults_of
 from lladav.geometry import Geometry
 from lladav.manifest import LANGUAGE_LAYERS, Manifest
 from lladav.reductions import BINS, bin_edges, moment_shape
@@ -123,8 +123,9 @@ class Statistics:
         except FileNotFoundError as error:
             raise CalibrationError(f"{path} does not exist", cure=cure) from error
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:8])
-            raise CalibrationError(f"{path} is not a valid file of statistics: {faults}", cure=cure) from error
+            raise CalibrationError(
+                f"{path} is not a valid file of statistics: {faults_of(error, 'header')}", cure=cure
+            ) from error
         # A damaged archive is BadZipFile, KeyError, EOFError, ValueError, ...
         except Exception as error:
             raise CalibrationError(f"{path} holds no statistics: {error}", cure=cure) from error

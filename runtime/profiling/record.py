@@ -20,7 +20,7 @@ from pydantic import (
     ValidationError,
 )
 
-from lladav.errors import ProfileError
+from lladav.errors import ProfileError, faults_of
 from lladav.runtime.presets import Knobs
 from lladav.runtime.profiling.distribution import Distribution
 from lladav.runtime.profiling.frames import FrameMetrics
@@ -325,5 +325,4 @@ class Profile(_Frozen):
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:8])
-            raise ProfileError(f"{path} is no valid profile: {faults}", cure=cure) from error
+            raise ProfileError(f"{path} is no valid profile: {faults_of(error, 'profile')}", cure=cure) from error
