@@ -125,10 +125,8 @@ def predict(
     numbers, rates = _numbers(manifest, precision), rates_of(wanted)
     rows = []
     for prompt in manifest.buckets.prompt:
-        needs, sizes = (
-            memory_needs(manifest, prompt, canvas, batch=batch, numbers=numbers),
-            Sizes(batch, prompt, canvas, 0),
-        )
+        sizes = Sizes(batch, prompt, canvas, 0)
+        needs = memory_needs(manifest, prompt, canvas, batch=batch, numbers=numbers)
         refresh = rates.roofline(pass_cost(manifest, "refresh", sizes, numbers))
         step = rates.roofline(pass_cost(manifest, "step", sizes, numbers))
         rows.append(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from lladav.bundle import Bundle
 from lladav.errors import BundleError
 from lladav.export.coverage import layers_with_head
-from lladav.export.graph_pieces import GraphPieces
+from lladav.export.graph_pieces import GraphPieces, layer_of
 from lladav.export.migration import Migration
 from lladav.export.progress import Progress
 from lladav.runtime.denoiser import no_past
@@ -156,8 +156,7 @@ def _compare(
             expected, got = right.run(given | ours.no_past), other.run(given | theirs.no_past)
             for weight, name in ours.names.items():
                 if name in expected:
-                    # Parts of a head are one layer: `lm_head.weight.1`.
-                    own = sums.setdefault(weight.partition(".weight")[0], _Sums())
+                    own = sums.setdefault(layer_of(weight), _Sums())
                     own.add(theirs.of(weight, got), ours.of(weight, expected))
             values[number] = given | {name: array for name, array in expected.items() if name not in inside}
         progress.advance(1)

@@ -27,11 +27,12 @@ from lladav.export.denoiser_graph import denoiser, denoiser_cpu
 from lladav.export.graph_form import GraphForm, LinearForm, head_parts, linear_forms, matching_layers
 from lladav.export.migration import FILE as MIGRATION
 from lladav.export.migration import Migration
-from lladav.export.model_config import read_geometry, read_preprocessing, read_tokens, tokenizer_length
+from lladav.export.model_config import read_geometry, read_preprocessing
 from lladav.export.onnx_graph import GraphBuilder
 from lladav.export.progress import Progress
 from lladav.export.smoothing import smooth
 from lladav.export.stored_weight import ELEMENT_BITS
+from lladav.export.tokenizer_config import read_tokens, tokenizer_length
 from lladav.export.vision_graphs import connector, vision_encoder
 from lladav.export.weights import HashedFile, WeightStream
 from lladav.geometry import Geometry
@@ -84,6 +85,7 @@ def export(
         OptionError: a layer that is to be kept does not exist.
         CalibrationError: the statistics are not of this checkpoint, or lack a layer.
         VerificationError: a graph does not compute what PyTorch computes.
+        BackendError: a package that the export or its verification needs is missing.
     """
     config = config or ExportConfig()
     if config.verify:

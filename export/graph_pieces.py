@@ -126,8 +126,7 @@ class GraphPieces:
                 while (maker := makers.get(value)) and (maker.op_type == "Cast" or maker.name.endswith("/shrink")):
                     value = maker.input[0]
                 weight = self._initializers[node.input[1]]
-                # Parts of a head are one layer: `lm_head.weight.1`.
-                found[weight.name.partition(".weight")[0]] = LinearInput(value, weight.dims[0])
+                found[layer_of(weight.name)] = LinearInput(value, weight.dims[0])
         return found
 
     def linear_outputs(self) -> dict[str, str]:
@@ -205,6 +204,11 @@ class GraphPieces:
         steps.append(helper.make_node("Identity", [f"{result}/narrow"], [f"{result}/rounded"]))
         steps.append(helper.make_node("Cast", [f"{result}/rounded"], [result], to=TensorProto.FLOAT))
         return steps
+
+
+def layer_of(weight: str) -> str:
+    """The linear layer whose weight a graph calls so: parts of a head, `lm_head.weight.1`, are one layer."""
+    return weight.partition(".weight")[0]
 
 
 def map_weight(folder: Path, weight: onnx.TensorProto) -> Array:

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from lladav.bundle import Bundle
 from lladav.export.denoiser_graph import input_headroom
-from lladav.export.graph_pieces import map_weight
+from lladav.export.graph_pieces import layer_of, map_weight
 from lladav.export.quantize import QuantizedRows
 from lladav.manifest import COMPUTE_TYPES, RoundingName
 
@@ -52,8 +52,7 @@ class StoredIntegers:
             weight = makers.get(product.input[1])
             if weight is None or weight.op_type != "DequantizeLinear":
                 continue
-            # Parts of a head are one layer: `lm_head.weight.1`.
-            name = weight.input[0].partition(".weight")[0]
+            name = layer_of(weight.input[0])
             given, step = makers.get(product.input[0]), None
             if given is not None and given.op_type == "DequantizeLinear":
                 scale = numpy_helper.to_array(tensors[given.input[1]]).astype(np.float32)

@@ -36,7 +36,9 @@ def verify(
 
     Raises:
         DeviationError: something differs by more than its tolerance.
-        CheckpointError: the checkpoint has another geometry than the bundle.
+        BundleError: the bundle is damaged.
+        CheckpointError: the checkpoint is damaged, or has another geometry than the bundle.
+        ImageError: the picture cannot be used.
         BackendError: PyTorch or another package is missing.
     """
     try:

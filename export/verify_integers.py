@@ -23,11 +23,8 @@ def compare_integers(integers: StoredIntegers, checkpoint: Checkpoint) -> list[R
     """A row per graph: how far the worst weight is from what its integer stands for, in steps."""
     worst: dict[str, tuple[float, Row]] = {}
     for linear in integers:
-        error, most = (
-            _error(integers.rows(linear), checkpoint, f"{linear}.weight"),
-            _MOST_STEPS[integers.rounding(linear)],
-        )
-        tolerance = most + _DIVISION
+        error = _error(integers.rows(linear), checkpoint, f"{linear}.weight")
+        tolerance = _MOST_STEPS[integers.rounding(linear)] + _DIVISION
         row = Row(integers.graph(linear), "integers, in steps", error, tolerance, error <= tolerance, linear)
         worst[row.component] = max(worst.get(row.component, (-1.0, row)), (error / tolerance, row), key=itemgetter(0))
     return [row for _, row in worst.values()]

@@ -9,8 +9,8 @@ from typing import Any
 
 from lladav.bundle import Bundle
 from lladav.geometry import Geometry, LanguageGeometry, VisionGeometry
+from lladav.linear_layers import FLOAT, Numbers
 from lladav.manifest import MANIFEST_NAME, Manifest
-from lladav.memory_plan import BYTES
 from lladav.prompt_kv import position_bytes
 from lladav.records import EngineRecord, read_records
 
@@ -128,10 +128,10 @@ def _vision(g: VisionGeometry) -> int:
 def _memory(manifest: Manifest) -> MemoryNeeds:
     sizes = {entry.path: entry.bytes for entry in manifest.files}
     language = manifest.geometry.language
-    width = 4 if "denoiser_cpu" in manifest.graphs else BYTES[manifest.precision]
+    width = Numbers.of(manifest, cpu="denoiser_cpu" in manifest.graphs).width
     return MemoryNeeds(
         weights=sum(sizes[name] for name in {graph.weights for graph in manifest.graphs.values()}),
         mapped=sum(sizes[table.file] for table in manifest.tables.values()),
         prompt_kv=position_bytes(language, width, manifest.prompt_kv),
-        logits={bucket: bucket * language.vocab_rows * 4 for bucket in manifest.buckets.canvas},
+        logits={bucket: bucket * language.vocab_rows * FLOAT for bucket in manifest.buckets.canvas},
     )

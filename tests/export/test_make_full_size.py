@@ -10,7 +10,8 @@ import pytest
 
 from lladav.export.checkpoint import Checkpoint, finite
 from lladav.export.coverage import check_coverage
-from lladav.export.model_config import read_geometry, read_preprocessing, read_tokens, tokenizer_length
+from lladav.export.model_config import read_geometry, read_preprocessing
+from lladav.export.tokenizer_config import read_tokens, tokenizer_length
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "make_full_size.py"
 
