@@ -121,6 +121,7 @@ def check_builder(trt: Any, target: Target, here: Here) -> None:
 
     Args:
         trt: the library's module.
+        target: that engines are wanted for.
         here: this machine, as it was described.
 
     Raises:

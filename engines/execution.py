@@ -257,7 +257,14 @@ class LoadedEngine:
 
 
 class EnginePass:
-    """A `BoundPass` of `lladav.runtime.gpu`; made by `LoadedEngine.bind`."""
+    """A `BoundPass` of `lladav.runtime.gpu`; made by `LoadedEngine.bind`.
+
+    Args:
+        context: of the library, with all shapes and addresses.
+        stream: that the pass is enqueued on.
+        refusal: makes an error of what the library says.
+        time_layers: see the method.
+    """
 
     def __init__(
         self,

@@ -34,6 +34,12 @@ class Piece:
     ONNX Runtime copies and repacks the weights of a graph, but takes inputs as they are: a
     piece needs little memory beyond the file cache.
 
+    Args:
+        model: without weights of its own.
+        inputs: names of the values it needs.
+        weights: its further inputs, by name, as they lie in their file.
+        size: bytes of these there.
+
     Attributes:
         inputs: names of the values it needs.
         outputs: names of the values that other scopes or the caller use, in the order in which
@@ -83,6 +89,9 @@ class GraphPieces:
     graph holds it in the narrow type, as on a GPU that accumulates in float32. ONNX Runtime on
     the CPU by itself leaves roundings to float16 out, and cannot multiply bfloat16. Branches of
     an `If` must be float32.
+
+    Args:
+        file: of the graph, with its weights' file beside it.
 
     Attributes:
         results: names that values have inside the graph, by name of the graph's output.

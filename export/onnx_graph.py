@@ -108,6 +108,7 @@ class GraphBuilder:
             then: adds the nodes for true and returns their result.
             otherwise: likewise for false.
             dtype: of both results.
+            name: of the node.
         """
         branches = {"then_branch": self._branch(then, dtype), "else_branch": self._branch(otherwise, dtype)}
         return self.op("If", condition, name=name, **branches)

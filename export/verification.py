@@ -144,6 +144,8 @@ class Comparison:
         """Compares two arrays of one shape.
 
         Args:
+            got: from the bundle.
+            expected: from PyTorch.
             where: becomes the note if this is the worst.
             before: what the reference was added to; the tolerance is relative to what was added.
         """

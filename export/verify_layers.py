@@ -46,6 +46,11 @@ _TABLE_ROWS = 1 << 12
 class LayerByLayer:
     """Compares what a bundle holds with the reference; every comparison becomes a row.
 
+    Args:
+        bundle: what is verified.
+        reference: of the same checkpoint.
+        progress: called with the bytes of weights that are done.
+
     Attributes:
         rows: so far.
     """

@@ -91,7 +91,7 @@ def load(
 
     Raises:
         BundleError: the bundle is damaged.
-        OptionError: a limit that no bucket holds.
+        OptionError: a limit that no bucket holds, or no thread.
         BackendError, EngineError: the backend that was asked for does not load.
     """
     opened = Bundle.open(bundle)
@@ -99,7 +99,7 @@ def load(
 
 
 def choose(bundle: Bundle, name: BackendName | Literal["auto"], limits: Limits, threads: int | None = None) -> Choice:
-    """Opens the backend of that name, or the best that loads; see `load`."""
+    """Opens the backend of that name, or the best that loads; arguments and errors as in `load`."""
     if threads is not None and threads < 1:
         raise OptionError(f"{threads} threads cannot run anything", cure="pass --threads 1 or more, or leave it out")
     if name == "cpu":

@@ -112,7 +112,11 @@ class Statistics:
 
     @classmethod
     def read(cls, path: Path, *, moments: bool = True) -> Statistics:
-        """As `open`, also of a calibration that is under way."""
+        """As `open`, also of a calibration that is under way.
+
+        Raises:
+            CalibrationError: missing, damaged, or of another version.
+        """
         cure = "run `lladav calibrate BUNDLE` again"
         try:
             with zipfile.ZipFile(path) as archive:
