@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 from tiny import write_tiny_checkpoint
 
@@ -21,25 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 
-class Goldens(NamedTuple):
-    """`facts` is goldens.json, `arrays` is goldens.npz."""
-
-    facts: dict[str, Any]
-    arrays: Mapping[str, np.ndarray]
-
-
 @pytest.fixture(scope="session")
 def shared() -> Path:
     if not (SHARED / "parity" / "goldens.json").is_file():
         pytest.skip("the golden outputs (../shared) are not on this machine")
     return SHARED
-
-
-@pytest.fixture(scope="session")
-def goldens(shared: Path) -> Iterator[Goldens]:
-    parity = shared / "parity"
-    with np.load(parity / "goldens.npz") as arrays:
-        yield Goldens(json.loads((parity / "goldens.json").read_text("utf-8")), arrays)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,13 +15,15 @@ from lladav.manifest import TableSpec
 from lladav.runtime.embedding import EmbeddingTable, merge_prompt
 from lladav.runtime.prompt import IMAGE_TOKEN
 
+Tables = dict[str, tuple[EmbeddingTable, np.ndarray]]
 
-def bfloat16_bits(values):
+
+def bfloat16_bits(values: np.ndarray) -> np.ndarray:
     return (values.view(np.uint32) >> 16).astype(np.uint16)
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory):
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
     """A table of 50 rows and 6 columns in every type, and the values that each stands for."""
     folder = tmp_path_factory.mktemp("tables")
     values = np.random.default_rng(0).standard_normal((50, 6)).astype(np.float32)
@@ -39,7 +44,7 @@ def tables(tmp_path_factory):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_rows_of_every_type_come_out_as_float32(tables, dtype):
+def test_rows_of_every_type_come_out_as_float32(tables: Tables, dtype: Any) -> None:
     table, values = tables[dtype]
     ids = [3, 49, 0, 3]
     np.testing.assert_array_equal(table.gather(ids), values[ids])
@@ -50,7 +55,7 @@ def test_rows_of_every_type_come_out_as_float32(tables, dtype):
 
 
 @pytest.mark.parametrize("bad", [50, -1, IMAGE_TOKEN, 2**40])
-def test_an_id_without_a_row_is_named(tables, bad):
+def test_an_id_without_a_row_is_named(tables: Tables, bad: int) -> None:
     with pytest.raises(PromptError, match=f"token id {bad} has no embedding; the model has ids 0 to 49"):
         tables["float32"][0].gather([1, bad, 2])
 
@@ -63,14 +68,16 @@ def test_an_id_without_a_row_is_named(tables, bad):
         ("float32", (300,), "no embedding"),
     ],
 )
-def test_a_file_of_another_size_or_type_is_refused(tmp_path, dtype, shape, message):
+def test_a_file_of_another_size_or_type_is_refused(
+    tmp_path: Path, dtype: Any, shape: tuple[int, ...], message: str
+) -> None:
     file = tmp_path / "table.bin"
     np.zeros((50, 6), np.float32).tofile(file)
     with pytest.raises(BundleError, match=message):
         EmbeddingTable(file, TableSpec(file="table.bin", dtype=dtype, shape=shape))
 
 
-def test_a_missing_file_is_an_error(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="cannot be mapped"):
         EmbeddingTable(tmp_path / "gone.bin", TableSpec(file="gone.bin", dtype="float32", shape=(1, 1)))
 
@@ -84,7 +91,7 @@ def test_a_missing_file_is_an_error(tmp_path):
     st.integers(1, 60),
 )
 @settings(max_examples=200, deadline=None)
-def test_prompt_equals_the_slow_version(tables, ids, lengths, max_prompt):
+def test_prompt_equals_the_slow_version(tables: Tables, ids: list[int], lengths: list[int], max_prompt: int) -> None:
     table, values = tables["float32"]
     images = [np.full((length, 6), 100 + i, np.float32) for i, length in enumerate(lengths)]
     parts, kinds, seen = [], [], 0

@@ -1,12 +1,16 @@
+"""Pictures from any source, and their crops, beside the reference."""
+
 from __future__ import annotations
 
 import hashlib
 import io
 import math
+import random
 import re
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from benchmarks.golden import GoldenSet
 from lladav.errors import ImageError
 from lladav.manifest import Preprocessing
 from lladav.runtime.images import (
@@ -58,7 +63,7 @@ def sha256(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def encoded(image: Image.Image, form: str, **options) -> bytes:
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     stream = io.BytesIO()
     image.save(stream, form, **options)
     return stream.getvalue()
@@ -73,8 +78,8 @@ def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_crops_are_those_of_the_reference_bit_for_bit(name, goldens, shared):
-    expected = goldens.facts["pre"]["images"][name]
+def test_crops_are_those_of_the_reference_bit_for_bit(name: str, golden_set: GoldenSet, shared: Path) -> None:
+    expected = golden_set.facts["pre"]["images"][name]
     image = open_image(shared / "parity" / "images" / expected["file"])
     assert hashlib.sha256(image.tobytes()).hexdigest() == expected["decoded_sha256"], "decoders differ"
     crops = preprocess(image, REAL)
@@ -84,8 +89,8 @@ def test_crops_are_those_of_the_reference_bit_for_bit(name, goldens, shared):
     assert sha256(pixel_values(crops.pixels)) == expected["f32_sha256"]
 
 
-def test_every_golden_image_is_tested_or_refused(goldens, shared):
-    images = goldens.facts["pre"]["images"]
+def test_every_golden_image_is_tested_or_refused(golden_set: GoldenSet, shared: Path) -> None:
+    images = golden_set.facts["pre"]["images"]
     assert set(images) - set(NAMES) == {"gray16"}
     with pytest.raises(ImageError, match="mode I;16") as caught:
         open_image(shared / "parity" / "images" / images["gray16"]["file"])
@@ -93,8 +98,8 @@ def test_every_golden_image_is_tested_or_refused(goldens, shared):
 
 
 @pytest.mark.parametrize("name", ["photo43", "sliver_a"])
-def test_padded_crop_is_that_of_the_reference(name, goldens, shared):
-    expected = goldens.facts["pre"]["pad_aspect"][name]
+def test_padded_crop_is_that_of_the_reference(name: str, golden_set: GoldenSet, shared: Path) -> None:
+    expected = golden_set.facts["pre"]["pad_aspect"][name]
     crops = preprocess(open_image(shared / "parity" / "images" / f"{name}.png"), REAL, "pad")
     values = pixel_values(crops.pixels)
     assert list(values.shape) == expected["pixel_values_shape"]
@@ -102,8 +107,8 @@ def test_padded_crop_is_that_of_the_reference(name, goldens, shared):
     assert crops.grid == (0, 0)
 
 
-def test_grid_of_a_hundred_sizes(goldens):
-    for size, expected in goldens.facts["merge"]["layout"].items():
+def test_grid_of_a_hundred_sizes(golden_set: GoldenSet) -> None:
+    for size, expected in golden_set.facts["merge"]["layout"].items():
         width, height = map(int, size.split("x"))
         assert choose_grid((width, height), REAL) == tuple(expected["grid_w_h"]), size
 
@@ -113,7 +118,7 @@ def test_grid_of_a_hundred_sizes(goldens):
 
 @given(SIZES, st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"]))
 @settings(max_examples=60, deadline=None)
-def test_any_size_and_mode_gives_one_base_crop_and_the_grid(size, mode):
+def test_any_size_and_mode_gives_one_base_crop_and_the_grid(size: tuple[int, int], mode: str) -> None:
     image = noise(*size).convert("L").convert("LA") if mode == "LA" else noise(*size, mode)
     crops = preprocess(open_image(image), SMALL)
     columns, rows = crops.grid
@@ -124,18 +129,18 @@ def test_any_size_and_mode_gives_one_base_crop_and_the_grid(size, mode):
 
 
 @given(SIZES, st.randoms())
-def test_the_grid_does_not_depend_on_the_order_of_candidates(size, random):
+def test_the_grid_does_not_depend_on_the_order_of_candidates(size: tuple[int, int], random: random.Random) -> None:
     shuffled = list(SMALL.grid_pinpoints)
     random.shuffle(shuffled)
     assert choose_grid(size, SMALL) == choose_grid(size, SMALL.model_copy(update={"grid_pinpoints": tuple(shuffled)}))
 
 
 @given(SIZES)
-def test_the_grid_turns_with_the_picture(size):
+def test_the_grid_turns_with_the_picture(size: tuple[int, int]) -> None:
     assert choose_grid(size[::-1], SMALL) == choose_grid(size, SMALL)[::-1]
 
 
-def test_tiles_lie_row_by_row_on_black():
+def test_tiles_lie_row_by_row_on_black() -> None:
     width, height = 32, 40  # fits 2 x 3 crops at 38 x 48: a border of 5 pixels left and right
     crops = preprocess(Image.new("RGB", (width, height), (200, 100, 50)), SMALL)
     assert crops.grid == (2, 3)
@@ -148,7 +153,7 @@ def test_tiles_lie_row_by_row_on_black():
     assert not whole[top + scaled_height :].any()
 
 
-def test_pixel_values_cover_minus_one_to_one_and_reuse_the_buffer():
+def test_pixel_values_cover_minus_one_to_one_and_reuse_the_buffer() -> None:
     crops = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
     out = np.empty((1, 3, 16, 16), np.float32)
     assert pixel_values(crops, out) is out
@@ -159,17 +164,17 @@ def test_pixel_values_cover_minus_one_to_one_and_reuse_the_buffer():
     assert imagenet.max() == (1 - 0.25) / 0.125
 
 
-def test_border_of_a_padded_cmyk_picture_is_black():
+def test_border_of_a_padded_cmyk_picture_is_black() -> None:
     """Gray in the picture's own mode, as the reference pads: full black ink there."""
     crops = preprocess(Image.new("CMYK", (60, 20), (0, 0, 0, 0)), REAL, "pad")
     assert crops.pixels[0, 0].max() == 0
     assert crops.pixels[0, crops.pixels.shape[1] // 2].min() == 255
 
 
-def test_this_pillow_resizes_as_the_reference_and_another_order_would_show(monkeypatch):
+def test_this_pillow_resizes_as_the_reference_and_another_order_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resampling_is_reference()
 
-    def columns_first(image, size):
+    def columns_first(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         return image.resize((image.width, size[1])).resize(size)
 
     monkeypatch.setattr("lladav.runtime.images.resize", columns_first)
@@ -179,7 +184,7 @@ def test_this_pillow_resizes_as_the_reference_and_another_order_would_show(monke
 # ---------------------------------------------------------------------------------------- sources
 
 
-def test_all_sources_give_the_same_picture(tmp_path):
+def test_all_sources_give_the_same_picture(tmp_path: Path) -> None:
     image = noise(30, 20)
     file = tmp_path / "a.png"
     image.save(file)
@@ -187,7 +192,7 @@ def test_all_sources_give_the_same_picture(tmp_path):
         assert open_image(source).tobytes() == image.tobytes()
 
 
-def test_orientation_is_ignored_unless_asked_for():
+def test_orientation_is_ignored_unless_asked_for() -> None:
     tag = Image.Exif()
     tag[0x0112] = 6
     data = encoded(noise(30, 20), "JPEG", exif=tag)
@@ -196,7 +201,7 @@ def test_orientation_is_ignored_unless_asked_for():
 
 
 @pytest.mark.parametrize("form", ["GIF", "TIFF", "PNG", "WEBP"])
-def test_the_first_of_several_frames_is_taken(form, tmp_path):
+def test_the_first_of_several_frames_is_taken(form: str, tmp_path: Path) -> None:
     file = tmp_path / f"frames.{form.lower()}"
     frames = [Image.new("RGB", (20, 30), colour) for colour in ("red", "lime", "blue")]
     frames[0].save(
@@ -234,13 +239,13 @@ def png_header(width: int, height: int) -> bytes:
         (np.zeros((0, 4, 3), np.uint8), r"\[0, 4, 3\]"),
     ],
 )
-def test_what_is_no_usable_picture_says_so_and_what_to_do(source, message):
+def test_what_is_no_usable_picture_says_so_and_what_to_do(source: Any, message: str) -> None:
     with pytest.raises(ImageError, match=message) as caught:
         open_image(source)
     assert caught.value.cure
 
 
-def test_a_folder_and_an_unreadable_name_are_no_pictures(tmp_path):
+def test_a_folder_and_an_unreadable_name_are_no_pictures(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="cannot be read"):
         open_image(tmp_path)
     with pytest.raises(ImageError, match="cannot be read"):
@@ -250,7 +255,7 @@ def test_a_folder_and_an_unreadable_name_are_no_pictures(tmp_path):
         open_image(tmp_path / "empty.png")
 
 
-def test_the_pixel_limit_can_be_moved_both_ways(monkeypatch):
+def test_the_pixel_limit_can_be_moved_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow's own limit has no say ...
     data = encoded(noise(30, 20), "PNG")
     assert open_image(data).size == (30, 20)
@@ -263,7 +268,7 @@ def test_the_pixel_limit_can_be_moved_both_ways(monkeypatch):
 
 @given(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"]), st.data())
 @settings(max_examples=150, deadline=None)
-def test_damaged_files_never_raise_anything_else(form, data):
+def test_damaged_files_never_raise_anything_else(form: str, data: st.DataObject) -> None:
     whole = bytearray(encoded(noise(24, 17), form))
     for at in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=6)):
         whole[at] ^= data.draw(st.integers(1, 255))
@@ -275,7 +280,7 @@ def test_damaged_files_never_raise_anything_else(form, data):
         pass
 
 
-def test_the_open_file_is_closed(tmp_path):
+def test_the_open_file_is_closed(tmp_path: Path) -> None:
     file = tmp_path / "a.gif"
     frames = [noise(20, 20), noise(20, 21).resize((20, 20))]
     frames[0].save(file, save_all=True, append_images=frames[1:])

@@ -1,10 +1,14 @@
+"""Frames in a GPU's memory: what is taken for one, and what is said of the rest."""
+
 from __future__ import annotations
 
 import ctypes
 import gc
 import struct
 import weakref
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +25,7 @@ CUDA, CUDA_MANAGED = 2, 13
 class Described:
     """An array with the CUDA Array Interface alone, as pycuda's; its memory is the host's."""
 
-    def __init__(self, array, **changes):
+    def __init__(self, array: np.ndarray, **changes: Any) -> None:
         interface = array.__array_interface__
         self.array = array
         self.__cuda_array_interface__ = {
@@ -37,20 +41,22 @@ class Described:
 class Exported:
     """An array with DLPack's methods, as PyTorch's and CuPy's, which claims to be on a GPU."""
 
-    def __init__(self, array, kind=CUDA, ordinal=1, *, hand_out=None):
+    def __init__(
+        self, array: np.ndarray, kind: int = CUDA, ordinal: int = 1, *, hand_out: Callable[[], Any] | None = None
+    ) -> None:
         self.hand_out = hand_out or array.__dlpack__
         self.device = kind, ordinal
-        self.followed = []
+        self.followed: list[int] = []
 
-    def __dlpack_device__(self):
+    def __dlpack_device__(self) -> tuple[int, int]:
         return self.device
 
-    def __dlpack__(self, *, stream):
+    def __dlpack__(self, *, stream: int) -> Any:
         self.followed.append(stream)
         return self.hand_out()
 
 
-def noise(*shape):
+def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(len(shape)).integers(0, 256, shape, np.uint8)
 
 
@@ -68,7 +74,7 @@ def seen(frame: DeviceFrame) -> np.ndarray:
     return np.asarray(view)
 
 
-def capsule(*, data, shape, offset=0, name=b"dltensor"):
+def capsule(*, data: int, shape: tuple[int, ...], offset: int = 0, name: bytes = b"dltensor") -> tuple[Any, Any]:
     """DLPack's struct written by hand, without strides, and what has to stay as long."""
     lengths = (ctypes.c_int64 * len(shape))(*shape)
     packed = struct.pack("=QiiiBBHQQQ", data, CUDA, 1, len(shape), 1, 8, 1, ctypes.addressof(lengths), 0, offset)
@@ -84,7 +90,7 @@ def capsule(*, data, shape, offset=0, name=b"dltensor"):
 
 @pytest.mark.parametrize("wrap", [Described, Exported])
 @given(data=st.data())
-def test_every_strided_view_is_read_where_it_lies(wrap, data):
+def test_every_strided_view_is_read_where_it_lies(wrap: type[Described | Exported], data: st.DataObject) -> None:
     steps = [data.draw(st.sampled_from([1, 2, 3, -1, -2])) for _ in range(2)]
     channels = data.draw(st.sampled_from([slice(None), slice(None, None, -1)]))
     array = noise(14, 11, 3)[:: steps[0], :: steps[1], channels]
@@ -96,7 +102,7 @@ def test_every_strided_view_is_read_where_it_lies(wrap, data):
 
 
 @pytest.mark.parametrize("wrap", [Described, Exported])
-def test_channels_first_four_channels_and_gray_are_views_too(wrap):
+def test_channels_first_four_channels_and_gray_are_views_too(wrap: type[Described | Exported]) -> None:
     planes = noise(3, 5, 7)
     np.testing.assert_array_equal(seen(device_frame(wrap(planes.transpose(1, 2, 0)), GPU_1)), planes.transpose(1, 2, 0))
     filled = noise(5, 7, 4)
@@ -106,7 +112,7 @@ def test_channels_first_four_channels_and_gray_are_views_too(wrap):
         np.testing.assert_array_equal(seen(device_frame(wrap(array), GPU_1)), np.stack([gray] * 3, axis=-1))
 
 
-def test_dlpack_without_strides_and_with_an_offset():
+def test_dlpack_without_strides_and_with_an_offset() -> None:
     array = noise(9, 5, 3)
     handed_out, held = capsule(data=array.ctypes.data, shape=(8, 5, 3), offset=15)
     source = Exported(array, hand_out=lambda: handed_out)
@@ -114,14 +120,14 @@ def test_dlpack_without_strides_and_with_an_offset():
     del held
 
 
-def test_no_pixel_is_copied():
+def test_no_pixel_is_copied() -> None:
     array = noise(5, 7, 3)
     for wrap in (Described, Exported):
         assert device_frame(wrap(array), GPU_1).address == array.ctypes.data
 
 
 @pytest.mark.parametrize("wrap", [Described, Exported])
-def test_a_frame_keeps_its_memory_and_gives_it_back(wrap):
+def test_a_frame_keeps_its_memory_and_gives_it_back(wrap: type[Described | Exported]) -> None:
     array = noise(5, 7, 3)
     alive = weakref.ref(array)
     frame = device_frame(wrap(array), GPU_1)
@@ -136,7 +142,7 @@ def test_a_frame_keeps_its_memory_and_gives_it_back(wrap):
 # --------------------------------------------------------------------------------------- the order
 
 
-def test_dlpack_lets_our_stream_wait_by_itself():
+def test_dlpack_lets_our_stream_wait_by_itself() -> None:
     source = Exported(noise(5, 7, 3))
     assert device_frame(source, GPU_1).stream is None
     assert device_frame(source, SimpleNamespace(ordinal=1, stream=0)).stream is None
@@ -144,17 +150,17 @@ def test_dlpack_lets_our_stream_wait_by_itself():
 
 
 @pytest.mark.parametrize(("given_", "stream"), [({}, None), ({"stream": 1}, 1), ({"stream": 99}, 99)])
-def test_the_stream_of_the_interface_is_kept_to_be_waited_for(given_, stream):
+def test_the_stream_of_the_interface_is_kept_to_be_waited_for(given_: dict[str, int], stream: int | None) -> None:
     assert device_frame(Described(noise(5, 7, 3), **given_), GPU_1).stream == stream
 
 
-def test_version_2_has_no_stream():
+def test_version_2_has_no_stream() -> None:
     source = Described(noise(5, 7, 3), version=2)
     del source.__cuda_array_interface__["stream"]
     assert device_frame(source, GPU_1).stream is None
 
 
-def test_dlpack_is_preferred_because_it_orders():
+def test_dlpack_is_preferred_because_it_orders() -> None:
     array = noise(5, 7, 3)
     both = Exported(array)
     both.__cuda_array_interface__ = Described(array, stream=99).__cuda_array_interface__
@@ -162,7 +168,7 @@ def test_dlpack_is_preferred_because_it_orders():
     assert both.followed
 
 
-def test_only_arrays_on_a_gpu_are_called_so():
+def test_only_arrays_on_a_gpu_are_called_so() -> None:
     array = noise(5, 7, 3)
     assert on_gpu(Described(array))
     assert on_gpu(Exported(array))
@@ -189,7 +195,9 @@ def test_only_arrays_on_a_gpu_are_called_so():
         (np.zeros((0, 5, 3), np.uint8), r"\[0, 5, 3\]"),
     ],
 )
-def test_what_is_no_frame_says_so_and_what_to_do(wrap, array, message):
+def test_what_is_no_frame_says_so_and_what_to_do(
+    wrap: type[Described | Exported], array: np.ndarray, message: str
+) -> None:
     with pytest.raises(ImageError, match=message) as caught:
         device_frame(wrap(array), GPU_1)
     assert caught.value.cure
@@ -205,14 +213,14 @@ def test_what_is_no_frame_says_so_and_what_to_do(wrap, array, message):
         ((CUDA, 0), "on GPU 0, and GPU 1 answers"),
     ],
 )
-def test_another_memory_is_refused_before_anything_is_asked_of_it(device, message):
+def test_another_memory_is_refused_before_anything_is_asked_of_it(device: tuple[int, int], message: str) -> None:
     source = Exported(noise(5, 7, 3), *device)
     with pytest.raises(ImageError, match=message):
         device_frame(source, GPU_1)
     assert not source.followed
 
 
-def test_managed_memory_belongs_to_every_gpu():
+def test_managed_memory_belongs_to_every_gpu() -> None:
     array = noise(5, 7, 3)
     np.testing.assert_array_equal(seen(device_frame(Exported(array, CUDA_MANAGED, 0), GPU_1)), array)
 
@@ -229,27 +237,27 @@ def test_managed_memory_belongs_to_every_gpu():
         ({"typestr": "nonsense"}, "cannot be read"),
     ],
 )
-def test_an_interface_that_is_not_understood(changes, message):
+def test_an_interface_that_is_not_understood(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ImageError, match=message) as caught:
         device_frame(Described(noise(5, 7, 3), **changes), GPU_1)
     assert caught.value.cure
 
 
-def test_an_incomplete_interface():
+def test_an_incomplete_interface() -> None:
     source = Described(noise(5, 7, 3))
     del source.__cuda_array_interface__["typestr"]
     with pytest.raises(ImageError, match="typestr"):
         device_frame(source, GPU_1)
 
 
-def test_a_producer_that_refuses_is_quoted():
+def test_a_producer_that_refuses_is_quoted() -> None:
     array = noise(5, 7, 3)
     array.flags.writeable = False  # which the unversioned capsule cannot express
     with pytest.raises(ImageError, match="does not hand out its memory"):
         device_frame(Exported(array), GPU_1)
 
 
-def test_a_capsule_of_a_newer_form():
+def test_a_capsule_of_a_newer_form() -> None:
     versioned, held = capsule(data=1, shape=(5, 7, 3), name=b"dltensor_versioned")
     with pytest.raises(ImageError, match="no capsule named dltensor"):
         device_frame(Exported(noise(5, 7, 3), hand_out=lambda: versioned), GPU_1)
@@ -257,12 +265,12 @@ def test_a_capsule_of_a_newer_form():
 
 
 @pytest.mark.parametrize("source", ["frame.png", None, [[1]]])
-def test_what_is_no_array_at_all(source):
+def test_what_is_no_array_at_all(source: Any) -> None:
     with pytest.raises(ImageError, match="neither"):
         device_frame(source, GPU_1)
 
 
-def test_a_tensor_of_pytorch_on_the_host():
+def test_a_tensor_of_pytorch_on_the_host() -> None:
     torch = pytest.importorskip("torch")
     tensor = torch.zeros(5, 7, 3, dtype=torch.uint8)
     assert not on_gpu(tensor)

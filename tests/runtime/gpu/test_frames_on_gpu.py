@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def gpu() -> Iterator[CudaDevice]:
 
 @pytest.mark.parametrize("aspect", ["anyres", "pad", "single"])
 @pytest.mark.parametrize("size", [(1920, 1080), (640, 480), (22, 17), (3, 700)])
-def test_a_tensor_is_cut_as_the_picture_on_the_host(size, aspect, gpu):
+def test_a_tensor_is_cut_as_the_picture_on_the_host(size: tuple[int, int], aspect: Any, gpu: CudaDevice) -> None:
     torch = pytest.importorskip("torch")
     array = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     expected = pixel_values(preprocess(Image.fromarray(array), REAL, aspect).pixels)
@@ -44,7 +45,7 @@ def test_a_tensor_is_cut_as_the_picture_on_the_host(size, aspect, gpu):
         np.testing.assert_array_equal(cut(device_frame(source, gpu), gpu, REAL, aspect), expected)
 
 
-def test_a_frame_that_is_still_being_written_is_waited_for(gpu):
+def test_a_frame_that_is_still_being_written_is_waited_for(gpu: CudaDevice) -> None:
     torch = pytest.importorskip("torch")
     array = np.random.default_rng(1).integers(0, 256, (480, 640, 3), np.uint8)
     expected = pixel_values(preprocess(Image.fromarray(array), REAL).pixels)
@@ -56,7 +57,7 @@ def test_a_frame_that_is_still_being_written_is_waited_for(gpu):
     np.testing.assert_array_equal(cut(frame, gpu, REAL, "anyres"), expected)
 
 
-def test_features_are_merged_as_on_the_host(gpu):
+def test_features_are_merged_as_on_the_host(gpu: CudaDevice) -> None:
     plan = merge.merge_plan((1920, 1080), (5, 3), 27, 4)
     rng = np.random.default_rng(2)
     features, newline = rng.standard_normal((plan.feature_rows, 256), np.float32), rng.standard_normal(256, np.float32)

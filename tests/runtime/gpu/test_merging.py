@@ -1,4 +1,8 @@
+"""Features merged on a GPU, beside those merged on the host."""
+
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +28,9 @@ def random_features(rows: int, width: int = WIDTH) -> tuple[np.ndarray, np.ndarr
 @pytest.mark.usefixtures("compiled")
 @given(SIZES, GRIDS, st.integers(2, 5), st.sampled_from([None, 1, 2]))
 @settings(max_examples=25, deadline=None)
-def test_rows_are_those_of_the_host_to_the_bit(size, grid, side, max_tiles):
+def test_rows_are_those_of_the_host_to_the_bit(
+    size: tuple[int, int], grid: tuple[int, int], side: int, max_tiles: int | None
+) -> None:
     try:
         plan = merge.merge_plan(size, grid, side, max_tiles)
     except ImageError:
@@ -37,20 +43,20 @@ def test_rows_are_those_of_the_host_to_the_bit(size, grid, side, max_tiles):
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "average"])
-def test_a_video(mode, device):
+def test_a_video(mode: Any, device: HostDevice) -> None:
     pre = Preprocessing(crop_size=56, grid_pinpoints=(), max_tiles=None, video_pool_stride=3, video_pool_mode=mode)
     plan = merge.video_plan(2, 7, pre)
     features, newline = random_features(plan.feature_rows)
     np.testing.assert_array_equal(merged(device, plan, features, newline), merge.apply(plan, features, newline))
 
 
-def test_rows_wider_than_a_block(device):
+def test_rows_wider_than_a_block(device: HostDevice) -> None:
     plan = merge.crop_plan(2, newline=True)
     features, newline = random_features(4, 777)
     np.testing.assert_array_equal(merged(device, plan, features, newline), np.concatenate([features, newline[None]]))
 
 
-def test_features_that_weigh_nothing_are_not_read(device):
+def test_features_that_weigh_nothing_are_not_read(device: HostDevice) -> None:
     plan = merge.MergePlan(np.array([[0, 1]]), np.array([[1, 0]], np.float32), 2)
     features = np.array([[1, 2], [np.inf, np.nan]], np.float32)
     np.testing.assert_array_equal(merged(device, plan, features, np.zeros(2, np.float32)), features[:1])

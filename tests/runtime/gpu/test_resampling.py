@@ -1,3 +1,5 @@
+"""Resampling in integers, beside Pillow's."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -24,7 +26,9 @@ def resampled(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
 
 @given(LENGTHS, LENGTHS, LENGTHS, LENGTHS, st.booleans())
 @settings(max_examples=300, deadline=None)
-def test_pixels_are_those_of_pillow_byte_for_byte(width, height, target_width, target_height, sharp):
+def test_pixels_are_those_of_pillow_byte_for_byte(
+    width: int, height: int, target_width: int, target_height: int, sharp: bool
+) -> None:
     pixels = picture(width, height, sharp=sharp)
     expected = np.asarray(resize(Image.fromarray(pixels), (target_width, target_height)))
     np.testing.assert_array_equal(resampled(pixels, target_width, target_height), expected)
@@ -34,13 +38,13 @@ def test_pixels_are_those_of_pillow_byte_for_byte(width, height, target_width, t
     ("size", "target"),
     [((1920, 1080), (384, 384)), ((9000, 3), (384, 2)), ((1, 1), (384, 384)), ((2, 3000), (1, 2304))],
 )
-def test_real_sizes_and_ribbons(size, target):
+def test_real_sizes_and_ribbons(size: tuple[int, int], target: tuple[int, int]) -> None:
     pixels = picture(*size, sharp=True)
     np.testing.assert_array_equal(resampled(pixels, *target), np.asarray(resize(Image.fromarray(pixels), target)))
 
 
 @given(LENGTHS, LENGTHS)
-def test_sums_stay_within_the_picture_and_keep_what_is_even(source, target):
+def test_sums_stay_within_the_picture_and_keep_what_is_even(source: int, target: int) -> None:
     axis = bicubic(source, target)
     assert axis.first.min() >= 0
     assert (axis.first + len(axis.weights)).max() <= source
@@ -50,6 +54,6 @@ def test_sums_stay_within_the_picture_and_keep_what_is_even(source, target):
 
 
 @given(LENGTHS)
-def test_the_same_length_is_a_copy(length):
+def test_the_same_length_is_a_copy(length: int) -> None:
     pixels = picture(1, length)
     np.testing.assert_array_equal(resample(pixels, bicubic(length, length)), pixels)

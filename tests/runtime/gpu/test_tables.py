@@ -1,3 +1,5 @@
+"""Arrays that lie in a GPU's memory as one."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -8,7 +10,7 @@ from lladav.errors import BackendError
 from lladav.runtime.gpu.tables import Tables
 
 
-def test_arrays_lie_aligned_one_after_the_other_with_scratch_behind():
+def test_arrays_lie_aligned_one_after_the_other_with_scratch_behind() -> None:
     device = HostDevice()
     arrays = [
         np.arange(5, dtype=np.float32),
@@ -28,6 +30,6 @@ def test_arrays_lie_aligned_one_after_the_other_with_scratch_behind():
     assert device.memory()[0] == device.memory()[1]
 
 
-def test_what_does_not_fit_is_refused():
+def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(BackendError):
         Tables(HostDevice(total=100), [np.zeros(3)], scratch=1000)
