@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
+from lladav.cli.interrupts import exit_code, listen
+
 
 def main() -> None:
     """Entry point of `lladav`."""
-    from lladav.cli.app import app
+    listen()
+    try:
+        from lladav.cli.app import app
 
-    app(prog_name="lladav")
+        app(prog_name="lladav")
+    except KeyboardInterrupt as error:  # before a verb began, which ends by itself
+        print("interrupted", file=sys.stderr)
+        sys.exit(exit_code(error))

@@ -11,9 +11,9 @@ from typing import ParamSpec
 
 import typer
 
+from lladav.cli.interrupts import exit_code, interruption
 from lladav.errors import LladavError
 
-INTERRUPTED = 130
 BROKEN_PIPE = 141
 OUR_FAULT = 70
 _FRAMES = 4
@@ -34,7 +34,7 @@ def guarded(verb: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             _say("interrupted")
-            raise typer.Exit(INTERRUPTED) from error
+            raise typer.Exit(exit_code(error)) from error
         except BrokenPipeError as error:
             # Python flushes stdout once more at exit; the reader is gone, so that goes nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -42,6 +42,9 @@ def guarded(verb: Callable[P, None]) -> Callable[P, None]:
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
+            if signal := interruption(error):
+                _say("interrupted")
+                raise typer.Exit(exit_code(signal)) from error
             _say("".join(traceback.format_exception(type(error), error, error.__traceback__, limit=-_FRAMES)).rstrip())
             _say(
                 "error: this is a fault of lladav, not yours\n"
