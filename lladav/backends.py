@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from lladav.bundle import Bundle
 from lladav.errors import LladavError, OptionError
-from lladav.machine import examine
+from lladav.machine import check_threads, examine
 from lladav.memory_plan import Sizes, default_canvas, most_tiles
 from lladav.records import Library
 from lladav.runtime.backend import Backend, CpuBackend
@@ -91,7 +91,7 @@ def load(
 
     Raises:
         BundleError: the bundle is damaged.
-        OptionError: a limit that no bucket holds, or no thread.
+        OptionError: a limit that no bucket holds, or threads that there are no cores for.
         BackendError, EngineError: the backend that was asked for does not load.
     """
     opened = Bundle.open(bundle)
@@ -100,8 +100,7 @@ def load(
 
 def choose(bundle: Bundle, name: BackendName | Literal["auto"], limits: Limits, threads: int | None = None) -> Choice:
     """Opens the backend of that name, or the best that loads; arguments and errors as in `load`."""
-    if threads is not None and threads < 1:
-        raise OptionError(f"{threads} threads cannot run anything", cure="pass --threads 1 or more, or leave it out")
+    check_threads(threads)
     if name == "cpu":
         return Choice(CpuBackend(bundle, threads))
     sizes = limits.sizes(bundle)
@@ -128,7 +127,7 @@ def _bucket(option: str, wanted: int, buckets: tuple[int, ...]) -> int:
     if fitting is None or wanted < 1:
         raise OptionError(
             f"{option} {wanted:,} fits no bucket: they are {', '.join(map(str, buckets))}",
-            cure=f"pass {option} {buckets[-1]} or less, or export again with other buckets",
+            cure=f"pass {option} 1 to {buckets[-1]}, or export again with other buckets",
         )
     return fitting
 

@@ -11,6 +11,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from lladav.errors import OptionError
+
 # What speeds up matrix products, by the names that /proc/cpuinfo gives it.
 _X86 = {
     "avx2": "AVX2",
@@ -94,6 +96,21 @@ def examine() -> Machine:
         l4t=l4t,
         jetpack=jetpack,
     )
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuses numbers of threads that cannot help; None is left to the library.
+
+    Raises:
+        OptionError: there are none, or more than the machine has cores: they only wait for one another, and
+            thousands of them load a bundle for hours.
+    """
+    cores = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= cores:
+        raise OptionError(
+            f"{threads:,} threads cannot work at once: this machine has {cores} cores",
+            cure=f"pass --threads 1 to {cores}, or leave it out",
+        )
 
 
 def system_memory() -> Memory | None:

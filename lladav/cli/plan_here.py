@@ -47,12 +47,12 @@ def plan_here(
         OptionError: a size that means nothing.
     """
     from lladav.bundle import Bundle
+    from lladav.machine import check_threads
     from lladav.memory_plan import Sizes, check_sizes, default_canvas
     from lladav.runtime.profiling.prediction import predict_here
     from lladav.runtime.profiling.probe import probe
 
-    if threads is not None and threads < 1:
-        raise OptionError(f"{threads} threads cannot run anything", cure="pass --threads 1 or more, or leave it out")
+    check_threads(threads)
     opened = Bundle.open(bundle)
     if opened.manifest.precision == "bf16":
         raise OptionError("a bundle in bf16 is for engines: nothing computes it on a CPU", cure="pass another --target")
@@ -84,7 +84,7 @@ def _rows(rows: list[CpuRow], rates: Probe, canvas: int, batch: int, *, measured
     parts = ("ms", "limit", "measured", "error") if measured else ("ms", "limit")
     columns = ["prompt", *(f"{kind} {part}" for kind in ("refresh", "step") for part in parts)]
     table = screen.table(
-        f"Predicted: {rates.processor}, {rates.threads} threads, canvas {canvas}, batch {batch}",
+        f"Predicted: {rates.processor}, threads {rates.threads}, canvas {canvas}, batch {batch}",
         *columns,
         numbers=tuple(range(len(columns))),
     )

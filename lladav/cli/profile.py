@@ -132,6 +132,7 @@ def profile(
     if image and prompt is None:
         raise OptionError("--image without --prompt asks nothing", cure="pass --prompt 'What is this?'")
 
+    from lladav.machine import check_threads
     from lladav.runtime.config import generation_config
     from lladav.runtime.profiling import MemoryLedger
     from lladav.runtime.profiling import profile as measure
@@ -140,6 +141,7 @@ def profile(
     from lladav.runtime.profiling.probe import probe as measure_rates
 
     check(runs, warmup, fps)
+    check_threads(threads)
     replace = force or _may_replace(output)
     check_output(output, replace=replace)
     config = generation_config(

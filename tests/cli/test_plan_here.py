@@ -46,7 +46,7 @@ def call(*arguments: str, expect: int = 0) -> tuple[str, str]:
 def test_predictions_without_running_anything(small: Path, probes: list[int]) -> None:
     out, err = call(str(small), "--target", "cpu", "--threads", "1", "--canvas", "8")
     for part in (
-        "a processor, 1 threads, canvas 8, batch 1",
+        "a processor, threads 1, canvas 8, batch 1",
         "1.0 GB/s",
         "10 GFLOPS",
         "limit",
@@ -81,6 +81,7 @@ def test_measured_passes_give_the_error(small: Path) -> None:
         (("--target", "cpu", "--canvas", "9"), "9 is no canvas bucket"),
         (("--target", "cpu", "--batch", "0"), "batch of 0"),
         (("--target", "cpu", "--threads", "0"), "0 threads"),
+        (("--target", "cpu", "--threads", "100000"), "100,000 threads cannot work at once: this machine has"),
         (("--target", "thor", "--measure"), "are for this machine's CPU"),
         (("--target", "thor", "--threads", "2"), "are for this machine's CPU"),
     ],

@@ -90,6 +90,10 @@ def test_an_output_that_exists_is_refused_before_anything_is_measured(tmp_path: 
         (("bundle", "--synthetic", "--prompt", "x"), "contradict"),
         (("bundle", "--image", "x.png"), "asks nothing"),
         (("bundle", "--fps", "0"), "camera"),
+        (("bundle", "--fps", "1e-9"), "no camera of 1e-09 frames a second"),
+        (("bundle", "--fps", "inf"), "no camera of inf"),
+        (("bundle", "--fps", "nan"), "no camera of nan"),
+        (("bundle", "--threads", "100000"), "100,000 threads cannot work at once: this machine has"),
     ],
 )
 def test_options_that_make_no_sense(arguments: tuple[str, ...], said: str) -> None:
