@@ -63,7 +63,7 @@ def test_a_signal_leaves_neither_files_nor_processes(tmp_path: Path, number: sig
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        while not pid.exists():
+        while not (pid.exists() and (tmp_path / ".made.partial" / "half").exists()):
             assert process.poll() is None
             sleep(0.01)
         process.send_signal(number)
