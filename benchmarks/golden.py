@@ -127,6 +127,14 @@ def replay(pipeline: Pipeline, case: dict[str, Any], images: Sequence[Path]) -> 
     return _TeacherForced(pipeline.denoiser, pipeline.table, manifest.tokens, request).follow(case["trace"])
 
 
+def generation_cases(parity: Path) -> dict[str, dict[str, Any]]:
+    """The cases of generation by name, of the folder that holds goldens.json; none where it does not."""
+    if not (parity / "goldens.json").is_file():
+        return {}
+    plain = json.loads((parity / "goldens.json").read_text("utf-8"))["gen"]["cases"]
+    return {**plain, **json.loads((parity / "goldens_prompt_cache.json").read_text("utf-8"))["cases"]}
+
+
 class GoldenSet:
     """The golden cases, and the bundles they run on, each exported once."""
 
@@ -139,8 +147,8 @@ class GoldenSet:
 
     @property
     def cases(self) -> dict[str, dict[str, Any]]:
-        cached = json.loads((self.parity / "goldens_prompt_cache.json").read_text("utf-8"))["cases"]
-        return {**self.facts["gen"]["cases"], **cached}
+        """Of generation, by name."""
+        return generation_cases(self.parity)
 
     def error(self, spec: dict[str, Any], found: np.ndarray) -> float:
         """Largest absolute difference at the positions that the golden set samples of a tensor."""

@@ -5,18 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from golden_cases import SHARED
 from tiny import write_tiny_checkpoint
 
+from benchmarks.golden import GoldenSet
 from lladav.export import ExportConfig, export
-
-if TYPE_CHECKING:
-    from benchmarks.golden import GoldenSet
-
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared"
 
 
 @pytest.fixture(scope="session")
@@ -29,8 +24,6 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def golden_set(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> GoldenSet:
     """The golden cases with their checkpoints and bundles, each made once."""
-    from benchmarks.golden import GoldenSet
-
     return GoldenSet(shared, tmp_path_factory.mktemp("golden"))
 
 

@@ -1,3 +1,5 @@
+"""How much answers repeat themselves."""
+
 from __future__ import annotations
 
 import pytest

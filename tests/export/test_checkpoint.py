@@ -1,3 +1,5 @@
+"""Opening a checkpoint: names, shards and index, and what is wrong with them."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Every tensor is used or known to be unused; what is missing or of another shape is listed."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""A checkpoint of the real geometry, as far as it can be tried without its size."""
+
 from __future__ import annotations
 
 import importlib.util

@@ -1,3 +1,5 @@
+"""Sizes and preprocessing from configurations, however they are spelled."""
+
 from __future__ import annotations
 
 import json

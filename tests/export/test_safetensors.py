@@ -1,3 +1,5 @@
+"""Reading .safetensors files, and refusing what only looks like one."""
+
 from __future__ import annotations
 
 import json

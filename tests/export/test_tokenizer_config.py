@@ -1,3 +1,5 @@
+"""Tokens with a role, and tokenizers that prompts were not built for."""
+
 from __future__ import annotations
 
 import json

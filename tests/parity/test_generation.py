@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 import pytest
+from golden_cases import CASES
 
 from benchmarks.golden import CONFIDENCE_TOLERANCE, GoldenSet, applies, config_of, replay
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
-
-
-def _cases() -> dict[str, dict[str, Any]]:
-    parity = SHARED / "parity"
-    if not (parity / "goldens.json").is_file():
-        return {}
-    plain = json.loads((parity / "goldens.json").read_text("utf-8"))["gen"]["cases"]
-    return {**plain, **json.loads((parity / "goldens_prompt_cache.json").read_text("utf-8"))["cases"]}
-
-
-CASES = _cases()
 OURS = [name for name, case in CASES.items() if applies(case)]
 
 

@@ -1,3 +1,5 @@
+"""Options of an answer: the schedule that follows from them, and those that are refused."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Tokens that are picked from logits, and the confidence in them."""
+
 from __future__ import annotations
 
 import numpy as np

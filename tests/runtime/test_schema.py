@@ -1,3 +1,5 @@
+"""Objects of a data model or a JSON schema, and their templates."""
+
 from __future__ import annotations
 
 import enum

@@ -1,3 +1,5 @@
+"""Which positions a step commits: each rule beside its pseudocode, and what holds for all."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,3 +1,5 @@
+"""Where an answer stops, beside the reference."""
+
 from __future__ import annotations
 
 import numpy as np

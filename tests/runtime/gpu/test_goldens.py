@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 import pytest
+from golden_cases import CASES
 from host_device import HostDevice
 from host_executable import HostExecutable
 
@@ -15,25 +12,13 @@ from lladav.memory_plan import Sizes
 from lladav.runtime import Pipeline
 from lladav.runtime.gpu.backend import GpuBackend
 
-SHARED = Path(__file__).resolve().parents[4] / "shared"
-
-
-def _cases() -> dict[str, dict[str, Any]]:
-    parity = SHARED / "parity"
-    if not (parity / "goldens.json").is_file():
-        return {}
-    plain = json.loads((parity / "goldens.json").read_text("utf-8"))["gen"]["cases"]
-    cached = json.loads((parity / "goldens_prompt_cache.json").read_text("utf-8"))["cases"]
-    return {name: case for name, case in {**plain, **cached}.items() if applies(case) and case["exact"]}
-
-
-CASES = _cases()
+EXACT = [name for name, case in CASES.items() if applies(case) and case["exact"]]
 # One of each kind; the others, which take minutes together, with `-m slow`.
 QUICK = ("suffix_and_stop", "image_32_32_32", "prompt_cache_4_cfg", "mask_id_in_prompt")
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EXACT]
 )
 def test_answer_is_the_reference_answer(golden_set: GoldenSet, compiled: None, name: str) -> None:  # noqa: ARG001
     case = golden_set.cases[name]
