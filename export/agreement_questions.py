@@ -66,7 +66,7 @@ def gather_questions(
 def _find_pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ImageError(f"{folder} is not a folder", cure="pass --images a folder of pictures")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
     if not found:
         raise ImageError(f"{folder} holds no picture", cure=f"add some ({', '.join(sorted(_SUFFIXES))})")
     return found

@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 
 from lladav.bundle import Bundle
 from lladav.cli.app import app
-from lladav.errors import BundleError, ImageError, LladavError, OptionError, PromptError, VerificationError
+from lladav.errors import BundleError, VerificationError
 from lladav.export import ExportConfig, export
 from lladav.export import agreement as module
 from lladav.export.agreement import AgreementReport, agreement
 from lladav.export.agreement_layers import LayerError, Values, layer_errors, no_past, refresh_inputs
-from lladav.export.agreement_questions import AgreementQuestion, gather_questions
+from lladav.export.agreement_questions import AgreementQuestion
 from lladav.export.agreement_steps import Player, divergence
 from lladav.export.graph_pieces import GraphPieces
 from lladav.export.migration import Migration
@@ -226,51 +226,6 @@ def test_divergence_of_two_coins() -> None:
     fair, biased = np.zeros((1, 2), np.float32), np.log([[0.9, 0.1]]).astype(np.float32)
     expected = 0.5 * np.log(0.5 / 0.9) + 0.5 * np.log(0.5 / 0.1)
     assert divergence(fair, biased) == pytest.approx([expected], rel=1e-5)
-
-
-def test_prompts_and_pictures_are_paired(folder: Path) -> None:
-    asked = gather_questions(folder / "pictures", folder / "prompts.txt", None, None, sees=True)
-    assert [question.prompt for question in asked] == ["What is this?", "Where is it?", "How many?"]
-    assert [question.image.name for question in asked if question.image] == ["0.png", "1.png", "0.png"]
-    assert len(gather_questions(folder / "pictures", folder / "prompts.txt", None, 2, sees=True)) == 2
-    (text,) = gather_questions(None, None, None, None, sees=False)
-    assert text.image is None
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_text(text, "utf-8")
-    return path
-
-
-@pytest.mark.parametrize(
-    ("line", "kind", "message"),
-    [
-        ("", PromptError, "has no questions"),
-        ("no", PromptError, "line 1, is no JSON"),
-        ('{"prompt": 1}', PromptError, "prompt: Input should be a valid string"),
-        ('{"prompt": "What?", "reply": "a"}', PromptError, "reply: Extra inputs"),
-        ("[1, 2]", PromptError, "line 1, is no question"),
-        ('{"prompt": "What?", "image": "absent.png"}', ImageError, "absent.png, which does not exist"),
-    ],
-)
-def test_questions_that_cannot_be_read(tmp_path: Path, line: str, kind: type[LladavError], message: str) -> None:
-    with pytest.raises(kind, match=message):
-        gather_questions(None, None, write(tmp_path / "asked.jsonl", line), None, sees=True)
-
-
-def test_nothing_to_ask(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(ImageError, match="is not a folder"):
-        gather_questions(tmp_path / "absent", None, None, None, sees=True)
-    with pytest.raises(ImageError, match="holds no picture"):
-        gather_questions(tmp_path, None, None, None, sees=True)
-    with pytest.raises(PromptError, match="holds no prompt"):
-        gather_questions(None, write(tmp_path / "blank.txt", "\n \n"), None, None, sees=True)
-    with pytest.raises(PromptError, match="cannot be read"):
-        gather_questions(None, tmp_path / "absent.txt", None, None, sees=True)
-    with pytest.raises(OptionError, match="there is no --prompts beside it"):
-        gather_questions(None, folder / "prompts.txt", folder / "questions.jsonl", None, sees=True)
-    with pytest.raises(OptionError, match="reads text alone"):
-        gather_questions(folder / "pictures", None, None, None, sees=False)
 
 
 def test_bundles_of_different_models_are_refused(plain: Path, tmp_path: Path) -> None:
