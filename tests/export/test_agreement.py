@@ -34,7 +34,7 @@ from lladav.manifest import Manifest, Precision, QuantizedForm
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, prompts and questions about them."""
+    """Pictures, and questions about them."""
     folder = tmp_path_factory.mktemp("agreement")
     (folder / "pictures").mkdir()
     draw = np.random.default_rng(0)
@@ -43,7 +43,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(pixels).save(folder / "pictures" / f"{number}.png")
     lines = [{"image": f"{n}.png", "prompt": "What is this?", "answer": "a cat"} for n in range(2)]
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n", "utf-8")
-    (folder / "prompts.txt").write_text("What is this?\n\nWhere is it?\nHow many?\n", "utf-8")
     return folder
 
 
