@@ -10,11 +10,13 @@ import numpy as np
 from lladav.runtime import GenerationConfig
 
 _T = TypeVar("_T")
-_WORDS = ("tie|toe|axe|ace", "abc|xyz", "ab|ac|bc", "1|2|3", "left|lend|leap|look")
+# Letters that one word begins with rule out the likeliest second ones, and leave several.
+_WORDS = ("aaab|abba|bbbc|bccb|ccca|caac", "110|101|221|212|332|323", "left|lend|leap|look", "abc|xyz")
 _TEMPLATES = (
     '{"a": "{{4}}", "b": {{bool}}, "n": {{int:2}}}',
     '{"a": {"b": "WORD {{2}}"}, "n": {{int:1}}}',
     "WORD, OTHER{{3}}",
+    "OTHERWORD{{int:2}}",
     "{{6}} and {{bool}}WORD",
 )
 _KNOBS: dict[str, tuple[str, list[float]]] = {
