@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from lladav.manifest import Precision, PromptKV, QuantizedForm
+
+# Four times LLaDA's positions; no machine lays out memory for more.
+_Bucket = Annotated[int, Field(gt=0, le=1 << 16)]
 
 
 class ExportConfig(BaseModel):
@@ -39,11 +42,11 @@ class ExportConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dtype: Precision | None = None
-    tile_buckets: tuple[PositiveInt, ...] = (1, 2, 4, 8)
-    prompt_buckets: tuple[PositiveInt, ...] = (
+    tile_buckets: tuple[_Bucket, ...] = (1, 2, 4, 8)
+    prompt_buckets: tuple[_Bucket, ...] = (
         *(64, 128, 256, 512, 768, 1024, 1280, 1664, 2048, 2560, 3072, 3584, 3968, 4480, 6144, 8192),
     )
-    canvas_buckets: tuple[PositiveInt, ...] = (2, 8, 16, 32, 64, 96, 128, 256, 512)
+    canvas_buckets: tuple[_Bucket, ...] = (2, 8, 16, 32, 64, 96, 128, 256, 512)
     vocab_rows: Literal["tokenizer", "all"] = "tokenizer"
     quantize: QuantizedForm | None = None
     statistics: Path | None = None
@@ -69,7 +72,7 @@ class ExportConfig(BaseModel):
     @model_validator(mode="after")
     def _integers(self) -> ExportConfig:
         if self.quantize == "w8a8" and self.statistics is None:
-            raise ValueError("w8a8 needs statistics")
+            raise ValueError("w8a8 needs statistics, which `lladav calibrate` records")
         if self.statistics is not None and self.quantize is None:
             raise ValueError("statistics without quantize mean nothing: all layers are kept")
         if self.keep_layers and self.quantize is None:

@@ -49,7 +49,7 @@ from lladav.manifest import (
     Quantization,
     TableSpec,
 )
-from lladav.staging import staged_folder
+from lladav.staging import check_target, staged_folder
 from lladav.statistics import Statistics
 
 # `llava/conversation.py`, template `llava_llada`.
@@ -90,6 +90,7 @@ def export(
     config = config or ExportConfig()
     if config.verify:
         require("verify")
+    check_target(Path(bundle))
     source = Checkpoint.open(checkpoint)
     rows = _vocabulary_rows(source, config)
     geometry = read_geometry(source, rows)

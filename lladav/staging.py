@@ -28,8 +28,7 @@ def staged_folder(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
         ExportError: `target` exists, another process writes it, or the disk is or runs full.
     """
     target = target.absolute()
-    if target.exists():
-        raise ExportError(f"{target} exists already", cure="choose another name or remove it first")
+    check_target(target)
     staging = target.parent / f".{target.name}.partial"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +60,21 @@ def staged_folder(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
         raise
     finally:
         os.close(lock)
+
+
+def check_target(target: Path) -> None:
+    """Looks whether a folder can be staged; for what takes long before it is.
+
+    Raises:
+        ExportError: `target` exists, or what it lies in is no folder or may not be written to.
+    """
+    if target.exists():
+        raise ExportError(f"{target} exists already", cure="choose another name or remove it first")
+    above = next(parent for parent in target.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ExportError(
+            f"{target} cannot be written: {above} is no folder to write to", cure="choose a folder you may write to"
+        )
 
 
 def _remove_abandoned(staging: Path, target: Path) -> None:

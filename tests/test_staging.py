@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lladav.errors import ExportError
-from lladav.staging import staged_file, staged_folder
+from lladav.staging import check_target, staged_file, staged_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,6 +86,16 @@ def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="cannot be written"), staged_folder(tmp_path / "file" / "bundle"):
         raise AssertionError
+
+
+def test_a_target_that_cannot_be_is_known_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="exists already"):
+        check_target(tmp_path / "file")
+    with pytest.raises(ExportError, match="file is no folder to write to"):
+        check_target(tmp_path / "file" / "more" / "bundle")
+    check_target(tmp_path / "more" / "folders" / "bundle")
+    assert contents(tmp_path) == ["file"]
 
 
 def test_killed_writer_leaves_no_bundle_and_the_next_one_succeeds(tmp_path: Path) -> None:

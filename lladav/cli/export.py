@@ -65,7 +65,9 @@ def export(
     chosen |= {"quantize": quantize, "statistics": statistics, "prompt_kv": prompt_kv}
     chosen |= {"quantize_head": quantize_head, "widen_on_cpu": widen_on_cpu, "head_parts": head_parts}
     if keep_layers is not None:
-        chosen["keep_layers"] = tuple(name for name in keep_layers.replace(",", " ").split())
+        chosen["keep_layers"] = tuple(keep_layers.replace(",", " ").split())
+        if not chosen["keep_layers"]:
+            raise OptionError(f"--keep-layers {keep_layers!r} names no layer", cure="write it like '*.down_proj,*.fc1'")
     buckets = {"canvas_buckets": canvas_buckets, "prompt_buckets": prompt_buckets, "tile_buckets": tile_buckets}
     for name, text in buckets.items():
         if text is not None:
@@ -82,6 +84,9 @@ def export(
             )
             for e in error.errors()
         )
+        for name in ExportConfig.model_fields:
+            if "_" in name:
+                faults = faults.replace(name, f"--{name}".replace("_", "-"))
         raise OptionError(f"these options cannot be used: {faults}", cure="see `lladav export --help`") from error
 
     from lladav.export import require

@@ -64,6 +64,7 @@ def test_export_says_what_it_made_and_what_is_next(tiny_checkpoint: Path, tmp_pa
         (("--vocab-rows", "some"), "--vocab-rows"),
         (("--canvas-buckets", "16,big"), "no list of whole numbers"),
         (("--prompt-buckets", "0,8"), "--prompt-buckets"),
+        (("--tile-buckets", "99999999999999999999"), "--tile-buckets: Input should be less than or equal to 65536"),
     ],
 )
 def test_export_options_that_mean_nothing(tmp_path: Path, option: tuple[str, ...], message: str) -> None:

@@ -295,9 +295,10 @@ def test_list_that_names_nothing_is_refused(tiny_checkpoint: Path, tmp_path: Pat
     [
         (("--quantize", "w3"), "--quantize: Input should be 'w8', 'w4' or 'w8a8'"),
         (("--quantize", "w8a8"), "w8a8 needs statistics"),
-        (("--keep-layers", "*"), "keep_layers without quantize"),
-        (("--quantize-head",), "quantize_head without quantize"),
-        (("--quantize", "w8", "--widen-on-cpu"), "only w4 has weights that widen_on_cpu"),
+        (("--keep-layers", "*"), "--keep-layers without quantize"),
+        (("--quantize", "w8", "--keep-layers", " "), "names no layer"),
+        (("--quantize-head",), "--quantize-head without quantize"),
+        (("--quantize", "w8", "--widen-on-cpu"), "only w4 has weights that --widen-on-cpu"),
         (("--quantize", "w4", "--widen-on-cpu", "--dtype", "bf16"), "bf16 has no graph for the CPU"),
         (("--head-parts", "0"), "--head-parts: Input should be greater than 0"),
     ],
