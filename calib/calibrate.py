@@ -216,11 +216,12 @@ def _observe_all(observer: Observer, header: Header, target: Path, force: bool, 
 
 @contextmanager
 def _dropping(state: Path) -> Iterator[None]:
-    """Keeps nothing of a calibration that would fail again."""
+    """Keeps nothing of a calibration that would fail again; a full disk or a file that is gone can be mended."""
     try:
         yield
-    except CalibrationError:
-        state.unlink(missing_ok=True)
+    except CalibrationError as error:
+        if not isinstance(error.__cause__, OSError):
+            state.unlink(missing_ok=True)
         raise
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from lladav.runtime import GenerationConfig, Message, Pipeline, StepEvent
 from lladav.runtime.embedding import merge_prompt
 from lladav.runtime.images import pixel_values
 from lladav.runtime.prompt import IMAGE_TOKEN, with_images
+from lladav.staging import staged_file
 from lladav.statistics import Statistics
 from lladav.statistics_header import Condition
 
@@ -193,6 +197,30 @@ def test_an_interrupted_calibration_goes_on(
     assert amounts == [4, 1, 1, 1, 1]  # of two questions with four passes, one was done
     assert output.read_bytes() == done[0].read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["s.npz"]
+
+
+def test_a_full_disk_costs_no_question_that_was_counted(
+    done: Calibrated,
+    tiny_bundle: Path,
+    pictures: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output, saved = tmp_path / "s.npz", tmp_path / "saved"
+    both: dict[str, Any] = {"images": pictures, "prompts": prompts, "config": SHORT, "save_inputs": saved}
+
+    def full(file: Path) -> AbstractContextManager[Path]:
+        if file.name == "00001.npz":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return staged_file(file)
+
+    with monkeypatch.context() as patch, pytest.raises(CalibrationError, match="No space left"):
+        patch.setattr("lladav.calib.graph_inputs.staged_file", full)
+        calibrate(tiny_bundle, output, **both)
+    assert Statistics.read(tmp_path / ".s.npz.partial").header.done == 1
+    calibrate(tiny_bundle, output, **both)
+    assert output.read_bytes() == done[0].read_bytes()
 
 
 def test_an_unfinished_calibration_of_something_else(tiny_bundle: Path, prompts: Path, tmp_path: Path) -> None:
