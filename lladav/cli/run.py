@@ -223,6 +223,8 @@ def run(
                 f"--batch holds the questions, so there is no {', '.join(given)} beside it",
                 cure="put them into the file's lines, or leave --batch out",
             )
+    elif batch_size is not None:
+        raise OptionError("--batch-size without --batch means nothing", cure="pass --batch FILE.jsonl, or leave it out")
     ids = integers("--prompt-ids", prompt_ids) if prompt_ids is not None else None
 
     from lladav.runtime.config import generation_config

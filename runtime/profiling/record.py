@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -285,7 +286,7 @@ class Profile(_Frozen):
     workload: Workload
     setup: Setup
     warmup: NonNegativeInt
-    runs: tuple[Run, ...]
+    runs: tuple[Run, ...] = Field(min_length=1)
     answer_ms: Distribution
     first_token_ms: Distribution
     tokens_per_pass: NonNegativeFloat

@@ -100,6 +100,13 @@ def test_options_that_make_no_sense(arguments: tuple[str, ...], said: str) -> No
     assert said in call(*arguments, expect=2)[1]
 
 
+def test_a_profile_without_answers_is_none(tiny_bundle: Path, tmp_path: Path) -> None:
+    profiled(tiny_bundle, tmp_path / "a")
+    file = tmp_path / "a" / "profile.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"runs": []}))
+    assert "runs: " in call("--compare", str(file), str(file), expect=1)[1]
+
+
 def test_profiles_that_cannot_be_read(tmp_path: Path) -> None:
     file = tmp_path / "profile.json"
     file.write_text('{"schema_version": 1, "runs": [')

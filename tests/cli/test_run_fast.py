@@ -95,6 +95,7 @@ def test_batch(tiny_bundle: Path, picture: str, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (("--preset", "slow"), "preset"),
+        (("--batch-size", "2"), "--batch-size without --batch means nothing"),
         (("--selector", "best"), "selector"),
         (("--steps", "4", "--selector", "factor"), "--selector fixed"),
         (("--threshold", "0.9"), "--selector threshold"),
