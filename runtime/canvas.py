@@ -120,19 +120,19 @@ class Canvas:
         return np.flatnonzero(self.masked & (self.positions < limit))
 
     def restrictions(self, rows: np.ndarray) -> dict[int, Restriction]:
-        """`restriction` of those of `rows` `[m]` int64 that lie on the canvas, by index; none without a template."""
-        rules = self._rules
-        return {index: rules[row] for index, row in enumerate(rows.tolist()) if row < len(rules)}
+        """`restriction` of `rows` `[m]` int64 by index; none without a template."""
+        if self.template is None:
+            return {}
+        return {index: self._rules[row] for index, row in enumerate(rows.tolist())}
 
     def restriction(self, row: int) -> Restriction:
         """What may stand in a row of a template, given what was decided so far."""
         return self._rules[row]
 
     def allows(self, row: int) -> bool:
-        """Whether a row can still become what the model picked for it; nothing narrows what it picks from in text."""
-        if row >= len(self._rules) or not self._rules[row].allowed:
-            return True
-        return int(self.tokens[row]) in self._rules[row].ids.tolist()
+        """Whether a row of a template can still become what the model picked for it, as it always can in text."""
+        rule = self._rules[row]
+        return not rule.allowed or int(self.tokens[row]) in rule.ids.tolist()
 
     def commit(self, rows: np.ndarray) -> None:
         """Decides rows `[k]` int64 as the model picked; a mask token leaves its row masked."""
@@ -148,8 +148,7 @@ class Canvas:
         """Decides a row of a template as the model picked, and what follows from it; returns all rows decided."""
         token = int(self.tokens[row])
         self.masked[row] = self._is_mask[token]
-        if row < self.length:
-            self.ids[row] = token
+        self.ids[row] = token
         return [row, *self._follow(row)]
 
     def _follow(self, after: int | None = None) -> list[int]:

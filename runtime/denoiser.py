@@ -50,6 +50,8 @@ class Denoiser:
         """See `WindowMaker`."""
         size = window_size(self._manifest.buckets, prompts, canvas, rows)
         if self._window is None or self._window.size != size or (cached and not self._window.cached):
+            if self._window is not None:
+                self._window.owner = None  # a stream that still holds it shall say so
             self._window = None  # frees the old buffers before the new ones are made
             self._window = HostWindow(self._session, self._manifest, self._table, size, cached, self.threads)
         self._window.lay_out(prompts, canvas, padded=padded)

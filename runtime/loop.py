@@ -71,7 +71,8 @@ class Loop(ABC):
                 request.schedule,
                 tokens,
                 vocab_rows=table.rows,
-                prompt_masks=masks_inside(prompt, mask_row) - len(prompt),
+                # A template is filled by its schedule, of which masks inside the prompt would take shares.
+                prompt_masks=masks_inside(prompt if request.template is None else prompt[:0], mask_row) - len(prompt),
                 stops=request.stops,
                 template=request.template,
                 adaptive=not self._scheduled,

@@ -57,7 +57,8 @@ class Preparation:
             if question.video is not None:
                 pictures.append(self._pictures.video(question.video, question.video_frames))
         aliases = self._manifest.tokens.mask_aliases
-        return Asked(ids, stops, pictures, sum(i in aliases for i in ids), clock)
+        masks = sum(i in aliases for i in ids) if plan.template is None else 0
+        return Asked(ids, stops, pictures, masks, clock)
 
     def alike(self, asked: Sequence[Asked]) -> list[list[int]]:
         """Numbers of the questions that can be computed side by side: same bucket, same stops.

@@ -79,7 +79,7 @@ class Asked:
         ids: of the prompt, with `IMAGE_TOKEN` for pictures.
         stops: sequences of ids that end the answer.
         pictures: cut into crops, not encoded yet; videos too.
-        masks: mask tokens inside the prompt.
+        masks: mask tokens inside the prompt that are filled too.
         clock: what has been spent on it.
         reused: pictures whose rows were kept from an earlier answer.
     """

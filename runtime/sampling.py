@@ -140,7 +140,8 @@ class Sampler:
         # Relative to 0 where that cannot overflow, which saves a pass over the rows.
         direct = max(map(abs, best.tolist())) <= _DIRECT
         np.exp(logits if direct else np.subtract(logits, best[:, None], out=own), out=own)
-        unit = np.exp(best.astype(np.float64)) if direct else np.ones(1)
+        # An infinite logit has no distance to itself, so that a confidence in it is no number.
+        unit = np.exp((best if direct else best - best).astype(np.float64))
         own[rows, likeliest] = 0.0
         if self._rows == 1:
             # Many short sums side by side are faster than numpy's sum of a long row, and as exact.

@@ -85,3 +85,12 @@ def test_threads_wait_for_one_another(pipeline: Pipeline) -> None:
     with ThreadPoolExecutor(3) as pool:
         found = pool.map(lambda prompt: pipeline.generate(prompt_ids=prompt, config=config).token_ids, prompts * 3)
         assert list(found) == expected * 3
+
+
+@pytest.mark.parametrize("length", [8, 64])
+def test_interrupted_stream_says_so_whatever_came_between(pipeline: Pipeline, length: int) -> None:
+    stream = pipeline.stream(prompt_ids=PROMPT, config=GenerationConfig(gen_length=8))
+    next(stream)
+    pipeline.generate(prompt_ids=PROMPT, config=GenerationConfig(gen_length=length, selector="factor"))
+    with pytest.raises(OptionError, match="interrupted by another"):
+        list(stream)

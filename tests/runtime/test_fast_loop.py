@@ -155,3 +155,31 @@ def test_logits_that_are_no_numbers(pipeline: Pipeline, monkeypatch: pytest.Monk
     monkeypatch.setattr(HostWindow, "refresh", lambda _, wanted: np.full((1, len(wanted), rows), np.nan, np.float32))
     with pytest.raises(BackendError, match="no numbers for 8 of 8 positions"):
         pipeline.generate(prompt_ids=PROMPT, config=GenerationConfig(gen_length=8))
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"selector": "entropy"}, {"cfg_scale": 1.0}])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_an_infinite_logit_is_no_number(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    run = HostWindow._run
+
+    def overflowing(window: HostWindow, *args: Any) -> np.ndarray:
+        logits = run(window, *args)
+        logits[0, 0, 5] = np.inf
+        return logits
+
+    monkeypatch.setattr(HostWindow, "_run", overflowing)
+    with pytest.raises(BackendError, match="no numbers for 1 of 4 positions"):
+        pipeline.generate(prompt_ids=PROMPT, config=GenerationConfig(gen_length=4, **options))
+
+
+@pytest.mark.parametrize("template", ['{"n": {{1|2}}, "m": {{3|4}}}', '{"n": {{int:1}}}', '{"a": "{{4}}"}'])
+@pytest.mark.parametrize("preset", ["exact", "quality", "balanced", "realtime"])
+def test_masks_in_the_prompt_take_no_steps_of_a_template(pipeline: Pipeline, preset: Any, template: str) -> None:
+    mask = pipeline.bundle.manifest.tokens.mask
+    for first in range(12):
+        config = GenerationConfig(template=template, preset=preset)
+        answer = pipeline.generate(prompt_ids=[first, mask, 7, mask, mask, 9], config=config)
+        assert json.loads(answer.text) == answer.values
+        assert answer.steps[-1].masks_left == 0
