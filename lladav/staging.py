@@ -39,7 +39,10 @@ def staged_folder(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
                 f"{target} needs {needed_bytes / 1e9:.2f} GB and {target.parent} has {free / 1e9:.2f} GB free",
                 cure="free some space or choose a path on another disk",
             )
-        staging.mkdir()
+        try:
+            staging.mkdir()
+        except FileExistsError as error:  # made since it was looked for
+            raise _other_writer(target) from error
         lock = os.open(staging, os.O_RDONLY)
     except OSError as error:
         raise ExportError(f"{target} cannot be written: {error}", cure="choose a folder you may write to") from error
@@ -84,10 +87,14 @@ def _remove_abandoned(staging: Path, target: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ExportError(f"another process is writing {target}", cure="wait for it, or choose another name") from error
+        raise _other_writer(target) from error
     finally:
         os.close(lock)
     shutil.rmtree(staging)
+
+
+def _other_writer(target: Path) -> ExportError:
+    return ExportError(f"another process is writing {target}", cure="wait for it, or choose another name")
 
 
 @contextmanager

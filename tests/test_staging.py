@@ -82,6 +82,14 @@ def test_second_writer_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
     assert contents(tmp_path) == ["bundle", "bundle/a"]
 
 
+def test_a_folder_that_another_process_makes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".bundle.partial").mkdir()
+    monkeypatch.setattr("lladav.staging._remove_abandoned", lambda *_: None)  # looked before it was made
+    with pytest.raises(ExportError, match="another process is writing"), staged_folder(tmp_path / "bundle"):
+        raise AssertionError
+    assert contents(tmp_path) == [".bundle.partial"]
+
+
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="cannot be written"), staged_folder(tmp_path / "file" / "bundle"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 from lladav.cli.interrupts import exit_code, listen
@@ -10,6 +11,8 @@ from lladav.cli.interrupts import exit_code, listen
 def main() -> None:
     """Entry point of `lladav`."""
     listen()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a character must not cost an answer
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         from lladav.cli.app import app
 

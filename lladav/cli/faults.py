@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import ParamSpec
 
 import typer
@@ -45,6 +46,9 @@ def guarded(verb: Callable[P, None]) -> Callable[P, None]:
             if signal := interruption(error):
                 _say("interrupted")
                 raise typer.Exit(exit_code(signal)) from error
+            if _folder_is_gone():
+                _say("error: the current folder does not exist any more\n  -> change to one that does")
+                raise typer.Exit(LladavError.exit_code) from error
             _say("".join(traceback.format_exception(type(error), error, error.__traceback__, limit=-_FRAMES)).rstrip())
             _say(
                 "error: this is a fault of lladav, not yours\n"
@@ -53,6 +57,14 @@ def guarded(verb: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(OUR_FAULT) from error
 
     return call
+
+
+def _folder_is_gone() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _say(text: str) -> None:

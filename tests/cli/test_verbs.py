@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from lladav.cli.faults import guarded
 from lladav.errors import BackendError, BundleError, OptionError
 from lladav.inspect import count_parameters, inspect
 from lladav.manifest import Manifest
+
+ASCII = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C.UTF-8"}
 
 
 def call(*arguments: str, expect: int = 0) -> tuple[str, str]:
@@ -219,6 +222,31 @@ def test_errors_are_said_without_traceback(
         guarded(verb)()
     assert caught.value.exit_code == code
     assert capsys.readouterr() == ("", said)
+
+
+def test_a_current_folder_that_is_gone_is_no_fault_of_ours(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import typer
+
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(typer.Exit) as caught:
+        guarded(lambda: print(Path("bundle").absolute()))()
+    assert caught.value.exit_code == 1
+    assert (
+        capsys.readouterr().err == "error: the current folder does not exist any more\n  -> change to one that does\n"
+    )
+
+
+def test_a_terminal_that_cannot_show_a_character_loses_nothing_else() -> None:
+    code = "from lladav.cli import main; import lladav.cli.app as a; "
+    code += "a.app = lambda **_: print('12 \\xb1 3'); main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ | ASCII
+    )
+    assert (done.stdout, done.stderr) == ("12 \\xb1 3\n", "")
 
 
 def test_our_own_faults_ask_for_a_report(capsys: pytest.CaptureFixture[str]) -> None:
