@@ -7,6 +7,7 @@ left of a quantised model; so rows are counted apart by pass, place and share of
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -150,6 +151,8 @@ def _check_target(target: Path, force: bool) -> None:
         raise CalibrationError(f"{target} does not end in {SUFFIX}", cure=f"name it {target.stem}{SUFFIX}")
     if not target.parent.is_dir():
         raise CalibrationError(f"{target.parent} is not a folder", cure="make it first, or choose another place")
+    if not os.access(target.parent, os.W_OK):  # better known now than after a question
+        raise CalibrationError(f"{target.parent} may not be written to", cure="choose a folder you may write to")
     if target.exists() and not force:
         raise CalibrationError(f"{target} exists already", cure="pass --force to replace it, or choose another name")
 

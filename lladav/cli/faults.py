@@ -40,6 +40,9 @@ def guarded(verb: Callable[P, None]) -> Callable[P, None]:
             # Python flushes stdout once more at exit; the reader is gone, so that goes nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(BROKEN_PIPE) from error
+        except PermissionError as error:
+            _say(f"error: {error.filename}: {error.strerror}\n  -> change its permissions, or be a user who has them")
+            raise typer.Exit(LladavError.exit_code) from error
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:

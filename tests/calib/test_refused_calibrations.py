@@ -67,10 +67,17 @@ def test_prompts_with_masks_of_their_own(refused: Callable[..., None], tmp_path:
 
 
 def test_outputs_that_are_refused(
-    refused: Callable[..., None], tiny_bundle: Path, prompts: Path, tmp_path: Path
+    refused: Callable[..., None],
+    tiny_bundle: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     refused(CalibrationError, r"does not end in \.npz", output=tmp_path / "s.json")
     refused(CalibrationError, "is not a folder", output=tmp_path / "none" / "s.npz")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda *_: False)  # root may write anywhere
+        refused(CalibrationError, "may not be written to", output=tmp_path / "s.npz")
     there = tmp_path / "there.npz"
     there.write_text("mine")
     refused(CalibrationError, "exists already", output=there)

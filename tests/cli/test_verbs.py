@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -207,6 +208,12 @@ def test_inspect_of_a_damaged_bundle(bundle_copy: Path) -> None:
         (BundleError("it broke", cure="mend it"), 1, "error: it broke\n  -> mend it\n"),
         (BackendError("it broke", cure="mend it"), 1, "error: it broke\n  -> mend it\n"),
         (OptionError("it broke", cure="mend it"), 2, "error: it broke\n  -> mend it\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "bundle/denoiser.weights"),
+            1,
+            "error: bundle/denoiser.weights: Permission denied\n"
+            "  -> change its permissions, or be a user who has them\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
