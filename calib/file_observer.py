@@ -60,7 +60,9 @@ class FileObserver:
             self.graphs[graph].run({name: crops[i : i + 1]}, count)
 
     def _observe_window(self, inputs: dict[str, Array], collector: Collector) -> None:
-        bias, rows = inputs["attention_bias"], inputs["rows"]
+        # In the window's order, so that whichever rows of it a layer has, their padding is known.
+        rows = inputs["rows"] = np.sort(inputs["rows"])
+        bias = inputs["attention_bias"]
         window = inputs["inputs_embeds"].shape[1]
         past = bias.shape[-1] - window
         real = bias[:, 0, 0, past:] > PADDED / 2

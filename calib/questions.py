@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from lladav.errors import CalibrationError
+from lladav.picture_files import KINDS, picture_files
 from lladav.statistics_header import SourceFile
 
 LEAST_PICTURES = 8
 """With half as many, ranges on the demo checkpoint were up to twice as small as with 128 (docs/calibration.md)."""
 
-PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 PROMPTS = (
     "Please describe the image in detail.",
@@ -47,11 +47,11 @@ def find_pictures(folder: Path) -> tuple[Path, ...]:
     """
     if not folder.is_dir():
         raise CalibrationError(f"{folder} is not a folder", cure="pass --images a folder of pictures")
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith("."))
+    found = picture_files(folder)
     if len(found) < LEAST_PICTURES:
         raise CalibrationError(
             f"{folder} holds {len(found)} pictures; a calibration needs at least {LEAST_PICTURES}",
-            cure=f"add some that are like those of later use ({', '.join(sorted(PICTURE_SUFFIXES))})",
+            cure=f"add some that are like those of later use ({KINDS})",
         )
     return tuple(found)
 

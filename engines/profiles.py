@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from lladav.manifest import Manifest, TensorSpec
+from lladav.manifest import CPU_DENOISER, Manifest, TensorSpec
 from lladav.memory_plan import default_canvas
 from lladav.records import Profile, Range
 
 BATCH = Range(1, 1, 2)
 """Sequences side by side; classifier-free guidance computes two."""
 NONE = Range(0, 0, 0)
-CPU_GRAPH = "denoiser_cpu"
 
 
 def graph_profiles(manifest: Manifest) -> dict[str, tuple[Profile, ...]]:
@@ -28,7 +27,7 @@ def graph_profiles(manifest: Manifest) -> dict[str, tuple[Profile, ...]]:
     step = Profile(name="step", sizes={**shared, "window": canvas, "past": prompt, "kept": NONE})
     profiles: dict[str, tuple[Profile, ...]] = {"denoiser": (refresh, step)}
     tiles = Profile(name="tiles", sizes={"tiles": _ends_and_middle(buckets.tiles)})
-    return profiles | {name: (tiles,) for name in manifest.graphs if name not in ("denoiser", CPU_GRAPH)}
+    return profiles | {name: (tiles,) for name in manifest.graphs if name not in ("denoiser", CPU_DENOISER)}
 
 
 def input_shapes(spec: TensorSpec, profile: Profile) -> tuple[tuple[int, ...], ...]:

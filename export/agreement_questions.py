@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lladav.errors import ImageError, OptionError, PromptError, faults_of
 from lladav.export.verify import PICTURE
+from lladav.picture_files import KINDS, picture_files
 
 PROMPT = "What is this?"
-_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
 class AgreementQuestion(BaseModel):
@@ -66,9 +66,9 @@ def gather_questions(
 def _find_pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ImageError(f"{folder} is not a folder", cure="pass --images a folder of pictures")
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
+    found = picture_files(folder)
     if not found:
-        raise ImageError(f"{folder} holds no picture", cure=f"add some ({', '.join(sorted(_SUFFIXES))})")
+        raise ImageError(f"{folder} holds no picture", cure=f"add some ({KINDS})")
     return found
 
 

@@ -21,7 +21,7 @@ from lladav.export.graph_form import GraphForm
 from lladav.export.onnx_graph import GraphBuilder
 from lladav.export.prompt_kv_graph import PromptKVTensors
 from lladav.geometry import LanguageGeometry
-from lladav.manifest import HEAD, TensorType
+from lladav.manifest import CPU_DENOISER, HEAD, TensorType
 
 # float16 ends at 65,504, and products that enter the residual stream of LLaDA, which was
 # trained in bfloat16, may lie beyond it. They are computed this much smaller (a power of
@@ -74,7 +74,7 @@ def denoiser_cpu(g: LanguageGeometry, form: GraphForm, joint: GraphBuilder) -> G
     when it loads the graph.
     """
     form = replace(form, compute="float32", input_codes="uint8", rounds_rows=True)
-    b = GraphBuilder("denoiser_cpu", form, weights_of=joint)
+    b = GraphBuilder(CPU_DENOISER, form, weights_of=joint)
     inputs = _inputs(b, g, "float32")
     count = b.input("keep", "int64", (1,))
 

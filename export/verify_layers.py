@@ -24,9 +24,10 @@ from lladav.export.verification import (
     tolerance_of_cached_steps,
     tolerance_on_cpu,
 )
+from lladav.manifest import CPU_DENOISER
 from lladav.prompt_kv import PAST, PRESENT
 from lladav.runtime import merge
-from lladav.runtime.denoiser import GRAPH, no_past
+from lladav.runtime.denoiser import no_past
 from lladav.runtime.embedding import EmbeddingTable, merge_prompt
 from lladav.runtime.images import open_image, pixel_values, preprocess
 from lladav.runtime.prompt import IMAGE_TOKEN, ChatTokenizer
@@ -192,7 +193,7 @@ class LayerByLayer:
         step.add(head.run(step_pass)[logits], expected)
         self._progress.advance(head.bytes)
         self._report(layers, cache, full, step)
-        if GRAPH in self._manifest.graphs:
+        if CPU_DENOISER in self._manifest.graphs:
             given = {name: value for name, value in step_pass.items() if name.startswith(PAST)}
             self._denoiser_cpu(
                 window.full_pass(embeds) | no_past(self._manifest), window.step_pass(full_pass) | given, expected
@@ -200,7 +201,7 @@ class LayerByLayer:
 
     def _denoiser_cpu(self, full_pass: Values, step_pass: Values, expected: Floats) -> None:
         """Compares the logits of the form that the runtime uses, with the same prompt kept."""
-        graph = self._graph(GRAPH)
+        graph = self._graph(CPU_DENOISER)
         layers = range(self._manifest.geometry.language.layers)
         comparisons = []
         on_cpu = tolerance_on_cpu(self._manifest)

@@ -10,7 +10,7 @@ from typing import Any
 from lladav.bundle import Bundle
 from lladav.geometry import Geometry, LanguageGeometry, VisionGeometry
 from lladav.linear_layers import FLOAT, Numbers
-from lladav.manifest import MANIFEST_NAME, Manifest
+from lladav.manifest import CPU_DENOISER, MANIFEST_NAME, Manifest
 from lladav.prompt_kv import position_bytes
 from lladav.records import EngineRecord, read_records
 
@@ -128,7 +128,7 @@ def _vision(g: VisionGeometry) -> int:
 def _memory(manifest: Manifest) -> MemoryNeeds:
     sizes = {entry.path: entry.bytes for entry in manifest.files}
     language = manifest.geometry.language
-    width = Numbers.of(manifest, cpu="denoiser_cpu" in manifest.graphs).width
+    width = Numbers.of(manifest, cpu=CPU_DENOISER in manifest.graphs).width
     return MemoryNeeds(
         weights=sum(sizes[name] for name in {graph.weights for graph in manifest.graphs.values()}),
         mapped=sum(sizes[table.file] for table in manifest.tables.values()),

@@ -32,6 +32,8 @@ LANGUAGE_LAYERS = "model.layers."
 TOWER = "model.vision_tower.vision_tower.vision_model"
 CONNECTOR = "model.mm_projector"
 HEAD = "lm_head"
+# The denoiser's graph that ONNX Runtime runs on the CPU.
+CPU_DENOISER = "denoiser_cpu"
 _OPEN_SEAL = '"sha256": ""'
 
 Precision = Literal["fp32", "fp16", "bf16"]

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from lladav.errors import OptionError
+from lladav.errors import OptionError, faults_of
 from lladav.runtime.schema import template_text
 from lladav.runtime.selectors import SelectorName
 
@@ -179,10 +179,10 @@ def generation_config(**options: object) -> GenerationConfig:
     """A `GenerationConfig` from options of a command line or a request.
 
     Raises:
-        OptionError: naming every option that is unknown or out of range.
+        OptionError: naming the options that are unknown or out of range.
     """
     try:
         return GenerationConfig.model_validate(options)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg']}" for e in error.errors())
+        faults = faults_of(error, "options")
         raise OptionError(f"these options cannot be used: {faults}", cure="see `lladav run --help`") from error

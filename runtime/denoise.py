@@ -160,7 +160,8 @@ class DenoisingLoop(Loop):
             raise BackendError(
                 f"pass {self._step + 1} gave logits that are no numbers for {int(np.isnan(picks.confidences).sum())} "
                 f"of {len(rows)} positions",
-                cure="run `lladav verify BUNDLE CHECKPOINT`; export again with --dtype fp32 if float16 overflows",
+                cure="see with `lladav inspect BUNDLE --checksums` whether the bundle is whole; export it again with "
+                "--dtype fp32 if float16 overflows",
             )
         canvas.tokens[turn.computed] = picks.tokens
         canvas.confidences[turn.computed] = picks.confidences

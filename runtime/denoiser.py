@@ -11,7 +11,7 @@ import numpy as np
 
 from lladav.bundle import Bundle
 from lladav.errors import BundleError
-from lladav.manifest import Manifest, SpecialTokens
+from lladav.manifest import CPU_DENOISER, Manifest, SpecialTokens
 from lladav.prompt_kv import PAST, PRESENT, kept_arrays
 from lladav.runtime.denoise import DenoisingLoop
 from lladav.runtime.embedding import EmbeddingTable
@@ -21,8 +21,6 @@ from lladav.runtime.pacing import Pacer, PassTimes
 from lladav.runtime.sampling import room_for
 from lladav.runtime.sessions import PADDED, BoundPass, open_session
 from lladav.runtime.window import Size, window_size
-
-GRAPH = "denoiser_cpu"
 
 
 class Denoiser:
@@ -34,13 +32,13 @@ class Denoiser:
 
     def __init__(self, bundle: Bundle, threads: int | None = None, table: EmbeddingTable | None = None) -> None:
         self._manifest = bundle.manifest
-        if GRAPH not in bundle.manifest.graphs and bundle.manifest.precision != "bf16":
+        if CPU_DENOISER not in bundle.manifest.graphs and bundle.manifest.precision != "bf16":
             raise BundleError(
-                f"{bundle.path} has no graph {GRAPH}: an older lladav exported it",
+                f"{bundle.path} has no graph {CPU_DENOISER}: an older lladav exported it",
                 cure="export the checkpoint again with `lladav export CHECKPOINT BUNDLE`",
             )
         self.threads = threads or len(os.sched_getaffinity(0))
-        self._session: Any = open_session(bundle, GRAPH, threads)
+        self._session: Any = open_session(bundle, CPU_DENOISER, threads)
         self._table = table or EmbeddingTable.of(bundle)
         self._window: HostWindow | None = None
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from lladav.bundle import Bundle
 from lladav.errors import OptionError
+from lladav.machine import check_threads
 from lladav.runtime.backend import Backend, CpuBackend
 from lladav.runtime.clock import Clock
 from lladav.runtime.config import GenerationConfig, generation_config
@@ -86,11 +87,9 @@ class Pipeline:
         Raises:
             BundleError: the bundle is damaged, unfinished or too new.
             BackendError: ONNX Runtime is missing or refuses a graph.
+            OptionError: more threads than cores, or none.
         """
-        if threads is not None and threads < 1:
-            raise OptionError(
-                f"{threads} threads cannot run anything", cure="pass --threads 1 or more, or leave it out"
-            )
+        check_threads(threads)
         opened = Bundle.open(bundle)
         return cls(opened, CpuBackend(opened, threads), max_pixels, feature_cache_bytes)
 

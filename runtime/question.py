@@ -18,6 +18,7 @@ from lladav.runtime.pictures import Prepared
 from lladav.runtime.presets import REALTIME_PASSES, Knobs, resolve
 from lladav.runtime.prompt import IMAGE_MARK, IMAGE_TOKEN, ChatTokenizer, Message, with_images
 from lladav.runtime.template import Template
+from lladav.runtime.window import canvas_bucket
 
 AnySource: TypeAlias = Source | DlpackArray | CudaArray
 
@@ -142,10 +143,12 @@ class Encoder:
                     f"--template has {length} tokens and fits no canvas bucket: the largest is {largest}",
                     cure=f"shorten it, or export with --canvas-buckets ...,{length}",
                 )
+        suffix = config.suffix_ids or tuple(self._tokenizer.encode(config.suffix or ""))
+        # Before canvases are made, which of any length would take any memory.
+        canvas_bucket(self._manifest.buckets, (config.gen_length or length) + len(suffix))
         schedule = Schedule.of(config, length, REALTIME_PASSES if knobs.preset == "realtime" else None)
         if knobs.selector == "fixed":
             knobs = knobs.model_copy(update={"steps": schedule.steps})
-        suffix = config.suffix_ids or tuple(self._tokenizer.encode(config.suffix or ""))
         return Plan(config, knobs, schedule, suffix, template)
 
     def ids(self, question: Question, config: GenerationConfig) -> tuple[list[int], tuple[tuple[int, ...], ...]]:

@@ -11,9 +11,8 @@ from PIL import Image
 
 from lladav.errors import ImageError
 from lladav.manifest import Preprocessing
+from lladav.picture_files import KINDS, picture_files
 from lladav.runtime.images import MAX_PIXELS, Pixels, open_image, resize
-
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
 def read_frames(
@@ -59,10 +58,9 @@ def _frames_in(folder: Path) -> list[Path]:
             f"{folder} is not a folder",
             cure="extract the frames first, for example `ffmpeg -i video.mp4 frames/%05d.png`",
         )
-    files = [f for f in folder.iterdir() if f.suffix.lower() in _SUFFIXES and not f.name.startswith(".")]
+    files = picture_files(folder)
     if not files:
-        kinds = ", ".join(sorted(_SUFFIXES))
-        raise ImageError(f"{folder} holds no frames", cure=f"put picture files there ({kinds})")
+        raise ImageError(f"{folder} holds no frames", cure=f"put picture files there ({KINDS})")
     return sorted(files, key=_natural)
 
 

@@ -110,11 +110,19 @@ def window_size(buckets: Buckets, prompts: Sequence[int], canvas: int, rows: int
             cure=f"export with --prompt-buckets ...,{-(-max(prompts) // 64) * 64}, or ask less: "
             "fewer or smaller pictures, a shorter question",
         )
-    wanted = max(canvas, rows)
-    answer = smallest_fitting(buckets.canvas, wanted)
-    if answer is None:
+    return len(prompts), prompt, canvas_bucket(buckets, max(canvas, rows))
+
+
+def canvas_bucket(buckets: Buckets, wanted: int) -> int:
+    """The smallest bucket with so many positions of answer and suffix.
+
+    Raises:
+        OptionError: none is large enough.
+    """
+    found = smallest_fitting(buckets.canvas, wanted)
+    if found is None:
         raise OptionError(
             f"a canvas of {wanted:,} positions fits no bucket: the largest is {buckets.canvas[-1]:,}",
             cure=f"export with --canvas-buckets ...,{wanted}, or lower --gen-length or the suffix",
         )
-    return len(prompts), prompt, answer
+    return found

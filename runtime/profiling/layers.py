@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from lladav.bundle import Bundle
-from lladav.runtime.denoiser import GRAPH, HostWindow
+from lladav.manifest import CPU_DENOISER
+from lladav.runtime.denoiser import HostWindow
 from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.gpu.executable import LayerTime
 from lladav.runtime.profiling.record import LayerPart, Layers
@@ -175,7 +176,9 @@ def profile_layers(bundle: Bundle, threads: int | None, size: Size, tiles: int) 
         size: of the window: sequences, prompt bucket, canvas bucket.
         tiles: crops of a pass of the vision encoder; 0 leaves it out.
     """
-    nodes = _nodes(bundle, GRAPH, threads, ("refresh", "step"), lambda session: _window_passes(bundle, session, size))
+    nodes = _nodes(
+        bundle, CPU_DENOISER, threads, ("refresh", "step"), lambda session: _window_passes(bundle, session, size)
+    )
     if tiles:
         vision = bundle.manifest.geometry.vision
         assert vision is not None

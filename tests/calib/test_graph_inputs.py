@@ -91,6 +91,22 @@ def test_padding_of_a_window_is_not_counted(saved: tuple[Path, Statistics], tiny
         np.testing.assert_allclose(padded.of(linear).absmax, plain.of(linear).absmax, rtol=1e-3, err_msg=linear)
 
 
+def test_order_of_rows_changes_nothing(saved: tuple[Path, Statistics], tiny_bundle: Path, tmp_path: Path) -> None:
+    """As many rows as positions, some of them padding, the last ones first."""
+    with np.load(sorted((saved[0] / "denoiser").iterdir())[0]) as archive:
+        inputs = dict(archive)
+    rows = np.arange(inputs["inputs_embeds"].shape[1])
+    inputs["inputs_embeds"][0, -4:] = 1e3
+    inputs["attention_bias"][..., -4:] = PADDED
+    found = []
+    for name, order in (("there", rows), ("back", rows[::-1])):
+        np.savez(tmp_path / f"{name}-inputs.npz", **(inputs | {"rows": order}))
+        found.append(calibrate(tiny_bundle, tmp_path / f"{name}.npz", inputs=[tmp_path / f"{name}-inputs.npz"]))
+    there, back = found
+    for linear in there.linears:
+        np.testing.assert_array_equal(there.of(linear).absmax, back.of(linear).absmax, err_msg=linear)
+
+
 def test_types_are_those_of_the_graph(tiny_checkpoint: Path, tmp_path: Path, prompts: Path) -> None:
     half = export(tiny_checkpoint, tmp_path / "half", ExportConfig(dtype="fp16", verify=False)).path
     calibrate(half, tmp_path / "s.npz", prompts=prompts, config=SHORT, save_inputs=tmp_path / "inputs")

@@ -15,9 +15,10 @@ import numpy as np
 from plain_template import PlainTemplate
 
 from lladav.bundle import Bundle
+from lladav.manifest import CPU_DENOISER
 from lladav.prompt_kv import PAST, PRESENT
 from lladav.runtime import Answer, GenerationConfig, Pipeline, StepEvent
-from lladav.runtime.denoiser import GRAPH, no_past
+from lladav.runtime.denoiser import no_past
 from lladav.runtime.question import Encoder
 from lladav.runtime.sessions import open_session
 
@@ -64,7 +65,7 @@ class PlainModel:
     """A bundle's graph on one sequence without padding."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._session = open_session(bundle, GRAPH, threads=1)
+        self._session = open_session(bundle, CPU_DENOISER, threads=1)
         self._no_past = no_past(bundle.manifest)
 
     def refresh(self, prompt: np.ndarray, canvas: np.ndarray, rows: list[int]) -> tuple[np.ndarray, Any]:

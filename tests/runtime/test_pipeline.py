@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -183,3 +184,9 @@ def test_graph_that_cannot_be_loaded(bundle_copy: Path) -> None:
 def test_no_threads(tiny_bundle: Path) -> None:
     with pytest.raises(OptionError):
         Pipeline.load(tiny_bundle, threads=0)
+
+
+@pytest.mark.parametrize("options", [{"gen_length": 10**11}, {"gen_length": 10**11, "block_length": 1}])
+def test_canvas_beyond_all_memory_is_refused_before_it_is_made(pipeline: Pipeline, options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=r"canvas of 100,000,000,000 positions fits no bucket.*\n.*--gen-length"):
+        pipeline.generate("hm", config=GenerationConfig(**options))

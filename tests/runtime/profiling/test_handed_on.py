@@ -13,9 +13,10 @@ import pytest
 from lladav.export import ExportConfig, export
 from lladav.handed_on import handed_on
 from lladav.linear_layers import Numbers
+from lladav.manifest import CPU_DENOISER
 from lladav.memory_plan import Sizes
 from lladav.products import PassName
-from lladav.runtime.denoiser import GRAPH, HostWindow
+from lladav.runtime.denoiser import HostWindow
 from lladav.runtime.embedding import EmbeddingTable
 from lladav.runtime.sessions import open_session
 
@@ -28,7 +29,7 @@ MOVES_NOTHING = {"If", "Reshape", "Shape", "Unsqueeze"}
 def test_handed_on_is_what_nodes_read_and_write(tiny_checkpoint: Path, tmp_path: Path, form: dict[str, Any]) -> None:
     bundle = export(tiny_checkpoint, tmp_path / "bundle", ExportConfig(dtype="fp32", verify=False, **form))
     sizes, numbers = Sizes(1, 256, 32, 0), Numbers.of(bundle.manifest, cpu=True)
-    session = open_session(bundle, GRAPH, 1, tmp_path / "nodes")
+    session = open_session(bundle, CPU_DENOISER, 1, tmp_path / "nodes")
     window = HostWindow(session, bundle.manifest, EmbeddingTable.of(bundle), (1, 256, 32), True, 1)
     window.lay_out([256], 32)
     rows = window.canvas_start + np.arange(32)

@@ -19,6 +19,7 @@ DEMO = Path(__file__).resolve().parents[3] / "benchmarks" / "demo_checkpoint" / 
 
 # In a process of its own: the tests' own memory would count as the answer's.
 _ACCOUNT = """
+import os
 import sys
 from pathlib import Path
 from lladav.runtime import GenerationConfig
@@ -29,7 +30,7 @@ from lladav.runtime import Pipeline
 bundle = Path(sys.argv[1])
 ledger = MemoryLedger(bundle)
 with traced(ledger):
-    pipeline = Pipeline.load(bundle, threads=2, feature_cache_bytes=0)
+    pipeline = Pipeline.load(bundle, threads=min(2, os.cpu_count() or 1), feature_cache_bytes=0)
     if pipeline.bundle.manifest.geometry.vision is not None:
         pipeline.pictures.load()
 ledger.loaded()
