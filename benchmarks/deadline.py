@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import random
 import time
@@ -126,16 +127,24 @@ def draw(curves: dict[str, list[Point]], file: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for label, points in curves.items():
-        given = [(p.deadline_ms, 100 * p.right) for p in points if p.right is not None and p.answers >= _SHOWN]
-        axes.plot(*zip(*given, strict=True), marker="o", label=label)
+        given = [
+            # What a share of so few is expected to be off by.
+            (p.deadline_ms, 100 * p.right, 100 * math.sqrt(p.right * (1 - p.right) / p.answers))
+            for p in points
+            if p.right is not None and p.answers >= _SHOWN
+        ]
+        deadlines, right, errors = zip(*given, strict=True)
+        axes.errorbar(deadlines, right, errors, marker="o", capsize=3, label=label)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.xaxis.set_minor_formatter("{x:.0f}")
+    axes.minorticks_off()
     axes.set_xlabel("deadline, ms (whole answer, picture included)")
-    axes.set_ylabel("right answers, %")
+    axes.set_ylabel("right answers, % with standard error")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -17,7 +17,6 @@ from lladav.statistics_header import SourceFile
 LEAST_PICTURES = 8
 """With half as many, ranges on the demo checkpoint were up to twice as small as with 128 (docs/calibration.md)."""
 
-
 PROMPTS = (
     "Please describe the image in detail.",
     "What is shown in this image?",

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from lladav.cli import screen
+from lladav.cli.answer_table import print_timings, warn_if_cut
 from lladav.cli.conversation import conversation, read_batch, read_template
 from lladav.cli.loading import load_pipeline
 from lladav.cli.values import integers
 from lladav.errors import OptionError
-
-if TYPE_CHECKING:
-    from lladav.runtime import Answer
 
 _GENERATION = "Generation"
 _INPUT = "Input"
@@ -263,7 +261,7 @@ def run(
     loading = (perf_counter() - began) * 1e3
     if batch is not None:
         for number, answer in enumerate(pipe.generate_batch(questions, config, batch=batch_size or BATCH), 1):
-            _warn_if_cut(answer, f"question {number}: ")
+            warn_if_cut(answer, f"question {number}: ")
             screen.print_json(answer.to_json())
         return
     request: dict[str, Any] = {
@@ -280,51 +278,9 @@ def run(
         answer = follow(pipe, pipe.stream(asked, **request), screen.stderr())
     else:
         answer = pipe.generate(asked, **request)
-    _warn_if_cut(answer)
+    warn_if_cut(answer)
     if as_json:
         screen.print_json(answer.to_json())
     else:
         typer.echo(answer.text)
-        _print_timings(answer, loading)
-
-
-def _warn_if_cut(answer: Answer, which: str = "") -> None:
-    if answer.truncated_tokens:
-        screen.stderr().print(
-            f"warning: {which}the last {answer.truncated_tokens:,} of "
-            f"{answer.prompt_tokens + answer.truncated_tokens:,} prompt positions were cut off at the model's limit"
-        )
-
-
-def _print_timings(answer: Answer, loading: float) -> None:
-    table = screen.table(None, "stage", "ms", "", numbers=(1,))
-    table.add_row("load", f"{loading:,.1f}", f"backend {answer.backend}; not in the total")
-    for stage, spent in answer.timings_ms.items():
-        note = ""
-        if stage == "denoise" and answer.steps:
-            note = f"{_passes(answer)} ({answer.knobs.preset})"
-        elif stage == "preprocess" and answer.tiles:
-            crops = sum(answer.tiles)
-            note = f"{crops} crop{'s' if crops > 1 else ''}, {sum(answer.image_tokens):,} tokens"
-        elif stage == "feature_cache" and answer.reused_pictures:
-            note = f"{answer.reused_pictures} of {len(answer.tiles)} pictures known from before"
-        elif stage == "warm_up":
-            note = "not counted against the deadline"
-        elif stage == "total":
-            table.add_section()
-            tokens = f"{answer.prompt_tokens} prompt and {len(answer.token_ids)} answer tokens"
-            note = f"{tokens}, ended by {answer.finish_reason}"
-            if answer.forced_tokens:
-                note += f", {answer.forced_tokens} forced by it"
-        table.add_row(stage.replace("_", " "), f"{spent:,.1f}", note)
-    screen.stderr().print(table)
-
-
-def _passes(answer: Answer) -> str:
-    """For example `1 refresh of 40.2 ms, 3 steps of 9.1 ms`."""
-    parts = []
-    for kind, plural in (("refresh", "refreshes"), ("step", "steps")):
-        spent = [step.ms for step in answer.steps if step.kind == kind]
-        if spent:
-            parts.append(f"{len(spent)} {kind if len(spent) == 1 else plural} of {sum(spent) / len(spent):,.1f} ms")
-    return ", ".join(parts)
+        print_timings(answer, loading)
