@@ -309,11 +309,14 @@ def test_statistics_that_saw_too_little_move_nothing(
 def test_export_that_fails_warns_too(
     tiny_checkpoint: Path, tiny_bundle: Path, calibrated: Calibrate, tmp_path: Path
 ) -> None:
-    (tmp_path / "bundle").mkdir()
-    statistics = calibrated(tiny_bundle, steps=1)
+    """By statistics of another checkpoint, which is known when all weights were read."""
+    seen = Statistics.open(calibrated(tiny_bundle, steps=1))
+    statistics = tmp_path / "others.npz"
+    Statistics(seen.header.model_copy(update={"checkpoint": "0" * 64}), seen.arrays).write(statistics)
     options = ("--quantize", "w8a8", "--statistics", str(statistics), "--no-verify")
     result = CliRunner().invoke(app, ("export", str(tiny_checkpoint), str(tmp_path / "bundle"), *options))
     assert result.exit_code != 0
+    assert "are of the checkpoint 000000000000" in result.stderr
     assert result.stderr.count("warning: nothing of the language model is searched") == 1
 
 
