@@ -48,6 +48,7 @@ OURS: dict[str, dict[str, Any]] = {
     "lladav w8a8": {"quantize": "w8a8"},
     "lladav w8a8, head too": {"quantize": "w8a8", "quantize_head": True},
     "lladav w4": {"quantize": "w4"},
+    "lladav w4, widened, head too": {"quantize": "w4", "quantize_head": True, "widen_on_cpu": True},
 }
 """Bundles, by what an export is asked for."""
 
