@@ -137,7 +137,7 @@ def draw(curves: dict[str, list[Point]], file: Path) -> None:
             for p in points
             if p.right is not None and p.answers >= _SHOWN
         ]
-        deadlines, right, errors = zip(*given, strict=True)
+        deadlines, right, errors = np.reshape(given, (-1, 3)).T
         axes.errorbar(deadlines, right, errors, marker="o", capsize=3, label=label)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))

@@ -48,6 +48,6 @@ def test_curve_is_drawn_from_shares_of_enough_answers(tmp_path: Path) -> None:
     few = Point(10.0, 3, 97, 0, 0, 0.0, 9.0, 1.0, 0.0)
     none = Point(5.0, 0, 100, 0, 0, 0.0, None, None, None)
     many = [Point(ms, 100, 0, 0, 0, 0.0, 9.0, 0.4, 0.0) for ms in (20.0, 40.0)]
-    draw({"idle": [none, few, *many]}, tmp_path / "curve.png")
+    draw({"idle": [none, few, *many], "beside a busy process": [none]}, tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as drawn:
         assert drawn.width > 500
