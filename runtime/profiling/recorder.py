@@ -75,7 +75,12 @@ def queued(spans: Iterable[Span], name: str) -> float:
 
 @dataclass(frozen=True)
 class RecordedStep:
-    """A step with the spans inside it; instants in seconds on the clock of `time.perf_counter`."""
+    """A step with the spans inside it.
+
+    Attributes:
+        began: in seconds on the clock of `time.perf_counter`, as `ended`; by the time that the step says it
+            took, but never before what was done before it, nor after its own first span.
+    """
 
     event: StepEvent
     began: float
@@ -132,15 +137,20 @@ def record(events: Iterator[StepEvent | Answer], other: Tracer | None = None) ->
     steps: list[RecordedStep] = []
     outside: list[Span] = []
     wall, began = time(), perf_counter()
+    free = began
     with closing(Recorder(other)) as recorder, traced(recorder):
         for event in events:
             left, spans = perf_counter(), recorder.take()
-            outside += (span for span in spans if span.name not in _OF_STEPS)
+            own = tuple(span for span in spans if span.name in _OF_STEPS)
+            others = tuple(span for span in spans if span.name not in _OF_STEPS)
+            outside += others
             if isinstance(event, Answer):
                 return Recording(event, wall, began, left, tuple(outside), tuple(steps))
-            own = tuple(span for span in spans if span.name in _OF_STEPS)
+            free = max((free, *(span.ended for span in others)))
             ended = own[-1].ended if own else left
-            steps.append(RecordedStep(event, ended - event.ms / 1e3, ended, own))
+            starts = min((ended - event.ms / 1e3, *(span.began for span in own)))
+            steps.append(RecordedStep(event, max(free, starts), ended, own))
+            free = ended
     raise AssertionError("a stream ends with its answer")
 
 

@@ -42,9 +42,8 @@ def chrome_trace(recordings: Sequence[Recording]) -> dict[str, Any]:
             whole = Span(f"{event.kind} {event.step}", step.began, step.ended, None)
             events += (_event(span, origin, facts) for span in (whole, *step.spans))
             if not step.spent(event.kind):  # the GPU's own time, known afterwards
-                events.append(
-                    _event(Span(event.kind, step.ended - event.graph_ms / 1e3, step.ended, None), origin, facts)
-                )
+                began = max(step.began, step.ended - event.graph_ms / 1e3)
+                events.append(_event(Span(event.kind, began, step.ended, None), origin, facts))
     events.sort(key=lambda event: (event["ts"], -event["dur"]))
     return {"traceEvents": named + events, "displayTimeUnit": "ms"}
 

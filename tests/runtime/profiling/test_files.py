@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from time import perf_counter, sleep
 
 import pytest
 
 from lladav.errors import ProfileError
 from lladav.runtime.profiling import Measured, Profile
 from lladav.runtime.profiling.output import check_output, write, write_report
+from lladav.runtime.profiling.recorder import Recording, record
 from lladav.runtime.profiling.report import report
 from lladav.runtime.profiling.trace import LANES, chrome_trace
+from lladav.runtime.results import Answer, StepEvent
+from lladav.runtime.tracing import span
 
 
 def test_all_files_appear_and_the_profile_reads_back(measured: Measured, tmp_path: Path) -> None:
@@ -101,9 +107,9 @@ def test_the_trace_has_six_lanes_whose_events_do_not_cross(measured: Measured) -
         assert all(a[1] <= b[0] for a, b in pairwise(ordered))
 
 
-def test_the_trace_keeps_the_formats_rules(measured: Measured) -> None:
-    """Those of the Trace Event Format, and those that Perfetto adds for complete events."""
-    written = json.loads(json.dumps(chrome_trace(measured.recordings), allow_nan=False))
+def _check_trace(recordings: Sequence[Recording]) -> None:
+    """By the rules of the Trace Event Format, and those that Perfetto adds for complete events."""
+    written = json.loads(json.dumps(chrome_trace(recordings), allow_nan=False))
     named = [event for event in written["traceEvents"] if event["ph"] == "M"]
     complete = [event for event in written["traceEvents"] if event["ph"] == "X"]
     assert written["traceEvents"] == named + complete
@@ -120,6 +126,36 @@ def test_the_trace_keeps_the_formats_rules(measured: Measured) -> None:
             open_ends.pop()
         assert not open_ends or ends <= open_ends[-1]
         open_ends.append(ends)
+
+
+def test_the_trace_keeps_the_formats_rules(measured: Measured) -> None:
+    _check_trace(measured.recordings)
+
+
+@pytest.mark.parametrize("named", [("refresh", "sampling", "commit"), ("launch", "wait")])
+@pytest.mark.parametrize("said", [0.0, 0.5, 1.5, 1000.0])
+def test_steps_that_say_another_time_keep_the_rules(measured: Measured, named: Sequence[str], said: float) -> None:
+    """The clock is read where a span ends and again where the step does, and the process may lose its core between."""
+    steps = [step.event for step in measured.recordings[0].steps]
+
+    def stream() -> Iterator[StepEvent | Answer]:
+        with span("merge"):
+            sleep(1e-3)
+        for event in steps:
+            began = perf_counter()
+            for name in named:
+                with span(name):
+                    sleep(1e-4)
+            took = (perf_counter() - began) * 1e3 * said
+            yield replace(event, ms=took, graph_ms=took)
+        yield measured.recordings[0].answer
+
+    heard = record(stream())
+    _check_trace([heard])
+    assert heard.steps[0].began >= heard.spans[0].ended
+    for step in heard.steps:
+        assert step.began <= step.spans[0].began
+        assert step.ended == step.spans[-1].ended
 
 
 class _Page(HTMLParser):
