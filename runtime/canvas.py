@@ -7,7 +7,7 @@ included; a template adds positions that are pinned and restricts the others.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -68,8 +68,10 @@ class Canvas:
         self._settled: dict[str, str] = {}
         self.block = 0
         self._end = schedule.block_length
-        self._rules = [] if template is None else template.restrictions(self.ids, self.masked[:length])
-        self._follow()
+        self._rules: list[Restriction] = []
+        if template is not None:
+            self._rules = template.restrictions(self.ids, self.masked[:length])
+            self._take(template.implied(self.ids, self.masked[:length]))
 
     @property
     def length(self) -> int:
@@ -149,25 +151,17 @@ class Canvas:
         token = int(self.tokens[row])
         self.masked[row] = self._is_mask[token]
         self.ids[row] = token
-        return [row, *self._follow(row)]
+        assert self.template is not None
+        follows = self.template.follow(self._rules, self.ids, self.masked[: self.length], row)
+        self._take(follows)
+        return [row, *follows]
 
-    def _follow(self, after: int | None = None) -> list[int]:
-        """Decides what follows from a template and what was decided so far; returns these rows.
-
-        Args:
-            after: the only row that was decided since this was called last; None for any.
-        """
-        if self.template is None:
-            return []
-        masked = self.masked[: self.length]
-        if after is not None:
-            self.template.narrow(self._rules, self.ids, masked, after)
-        implied = self.template.implied(self._rules, self.ids, masked, after)
+    def _take(self, implied: Mapping[int, int]) -> None:
+        """Decides what needs no pass."""
         for row, token in implied.items():
             self.tokens[row] = self.ids[row] = token
             self.confidences[row] = 1.0
             self.masked[row] = False
-        return list(implied)
 
     def scan(self) -> None:
         """Looks for stops."""

@@ -77,6 +77,7 @@ class DenoisingLoop(Loop):
             self._draws,
         )
         self._committed = 0
+        self._numbers = np.arange(max(len(canvas.positions) for canvas in self.canvases))
 
     def __iter__(self) -> Iterator[tuple[StepEvent | None, ...]]:
         quotas = [canvas.quotas() for canvas in self.canvases]
@@ -102,7 +103,7 @@ class DenoisingLoop(Loop):
         done = []
         for turn, place in zip(turns, places, strict=True):
             with span("sampling"):
-                rows = np.arange(len(place)) if place is wanted else np.searchsorted(wanted, place)
+                rows = self._numbers[: len(place)] if place is wanted else np.searchsorted(wanted, place)
                 self._evaluate(turn, logits, rows)
             with span("commit"):
                 chosen = self._commit(turn, self._select(turn), whole=self._scheduled)
@@ -207,7 +208,7 @@ class DenoisingLoop(Loop):
                 canvas.tokens[row], canvas.confidences[row] = self._evaluator.pick_again(index, canvas.restriction(row))
             decided.append(row)
             written += canvas.commit_in_hole(row)
-        self._write(turn.number, np.array(written, np.int64))
+        self._write(turn.number, written)
         return np.array(decided, np.int64)
 
     def _must_end(self, turn: Turn) -> bool:
@@ -222,11 +223,12 @@ class DenoisingLoop(Loop):
         rest = np.intersect1d(turn.candidates, canvas.candidates(whole=True))
         return self._commit(turn, rest[np.argsort(-canvas.confidences[rest], kind="stable")], whole=True)
 
-    def _write(self, number: int, rows: np.ndarray) -> None:
+    def _write(self, number: int, decided: np.ndarray | list[int]) -> None:
         """Gives the model what was decided; the unconditional sequence of guidance keeps its masked prompt."""
         canvas = self.canvases[number]
         if not canvas.undecided:
             return  # no pass will read it
+        rows = np.asarray(decided, np.int64)
         own = rows if canvas.alone else rows[rows < canvas.length]
         places = self._window.canvas_start + own
         self._window.place(number, places, canvas.ids[own])

@@ -54,12 +54,17 @@ class Hole:
     shapes: tuple[Shape, ...] = field(default=(), repr=False)
 
     @property
+    def stop(self) -> int:
+        """The first position behind it."""
+        return self.start + self.length
+
+    @property
     def span(self) -> slice:
-        return slice(self.start, self.start + self.length)
+        return slice(self.start, self.stop)
 
     @property
     def positions(self) -> range:
-        return range(self.start, self.start + self.length)
+        return range(self.start, self.stop)
 
     def restrictions(self, committed: Sequence[int]) -> tuple[Restriction, ...]:
         """What may stand at each position, for a hole with shapes.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,13 @@ Value = str | int | float | bool | None
 
 # States of holes whose restrictions are remembered, across the answers to one template: a bound of memory.
 _STATES = 256
+
+
+class _Left(NamedTuple):
+    """What is left of a hole with a closed set of values: a rule for each position, and tokens without alternative."""
+
+    rules: tuple[Restriction, ...]
+    implied: dict[int, int]
 
 
 class Template:
@@ -67,7 +75,7 @@ class Template:
             self._free if position in self._owners else Restriction(self.pinned[position : position + 1], allowed=True)
             for position in range(self.length)
         ]
-        self._known: dict[tuple[int, bytes], tuple[Restriction, ...]] = {}
+        self._known: dict[tuple[int, bytes], _Left] = {}
 
     @classmethod
     def parse(cls, text: str, tokenizer: ChatTokenizer, tokens: SpecialTokens, vocab_rows: int) -> Template:
@@ -119,62 +127,72 @@ class Template:
         out = self._standing.copy()
         for hole in self.holes:
             if hole.shapes:
-                out[hole.span] = self._of_shapes(hole, ids, masked)
+                out[hole.span] = self._of_shapes(hole, ids, masked).rules
         return out
 
-    def narrow(self, rules: list[Restriction], ids: np.ndarray, masked: np.ndarray, after: int) -> None:
-        """Brings `restrictions` up to date after a position, the only one since, was committed.
-
-        Raises:
-            ValueError: something was committed that was not allowed.
-        """
-        hole = self._owners.get(after)
-        if hole is not None and hole.shapes:
-            rules[hole.span] = self._of_shapes(hole, ids, masked)
-
-    def _of_shapes(self, hole: Hole, ids: np.ndarray, masked: np.ndarray) -> tuple[Restriction, ...]:
-        """Of every position of a hole with a closed set of values."""
-        own, open_places = ids[hole.span], masked[hole.span]
-        key = hole.start, own.tobytes() + open_places.tobytes()
-        found = self._known.get(key)
-        if found is None:
-            committed = np.where(open_places, -1, own)
-            if len(self._known) >= _STATES:
-                self._known.clear()
-            found = self._known[key] = hole.restrictions(committed.tolist())
-        return found
-
-    def implied(
-        self, rules: Sequence[Restriction], ids: np.ndarray, masked: np.ndarray, after: int | None = None
-    ) -> dict[int, int]:
+    def implied(self, ids: np.ndarray, masked: np.ndarray) -> dict[int, int]:
         """What masked positions become without being asked: behind a filler, or where one token is left.
 
         Args:
-            rules: `restrictions` as they are now.
             ids: `[length]` int64, what is committed so far.
             masked: `[length]` bool.
-            after: the only position that was committed since this was asked last; None for any.
 
         Returns:
             Tokens by position.
         """
         out: dict[int, int] = {}
-        for hole in self.holes if after is None else self._concerned(after, ids):
-            is_open = masked[hole.span].tolist()
-            ended = False
-            for position, token, still in zip(hole.positions, ids[hole.span].tolist(), is_open, strict=True):
-                if not still:
-                    ended |= not hole.shapes and token == self.filler
-                elif ended:
-                    out[position] = self.filler
-                elif hole.shapes and len(rules[position].ids) == 1:
-                    out[position] = int(rules[position].ids[0])
+        for hole in self.holes:
+            if hole.shapes:
+                out |= self._of_shapes(hole, ids, masked).implied
+            else:
+                ends = (p for p in hole.positions if not masked[p] and ids[p] == self.filler)
+                out |= self._fillers(hole, next(ends, hole.stop), masked)
         return out
 
-    def _concerned(self, position: int, ids: np.ndarray) -> tuple[Hole, ...]:
-        """The hole in which something may follow from a position; from a word within text nothing does."""
-        hole = self._owners.get(position)
-        return (hole,) if hole is not None and (hole.shapes or ids[position] == self.filler) else ()
+    def follow(self, rules: list[Restriction], ids: np.ndarray, masked: np.ndarray, after: int) -> dict[int, int]:
+        """What changes when a position, the only one since, was committed.
+
+        Args:
+            rules: `restrictions` as they were before; become what they are now.
+            ids: `[length]` int64, what is committed so far.
+            masked: `[length]` bool.
+            after: the position, in a hole.
+
+        Returns:
+            What `implied` has for its hole.
+
+        Raises:
+            ValueError: something was committed that was not allowed.
+        """
+        hole = self._owners[after]
+        if not hole.shapes:
+            return self._fillers(hole, after, masked) if ids[after] == self.filler else {}
+        now = self._of_shapes(hole, ids, masked)
+        rules[hole.span] = now.rules
+        return now.implied
+
+    def _fillers(self, hole: Hole, end: int, masked: np.ndarray) -> dict[int, int]:
+        """What follows in a hole of text from a filler at its position `end`."""
+        return {position: self.filler for position in range(end, hole.stop) if masked[position]}
+
+    def _of_shapes(self, hole: Hole, ids: np.ndarray, masked: np.ndarray) -> _Left:
+        """What is left of a hole with a closed set of values."""
+        own, open_places = ids[hole.span], masked[hole.span]
+        key = hole.start, own.tobytes() + open_places.tobytes()
+        found = self._known.get(key)
+        if found is None:
+            rules = hole.restrictions(np.where(open_places, -1, own).tolist())
+            if len(self._known) >= _STATES:
+                self._known.clear()
+            found = self._known[key] = _Left(
+                rules,
+                {
+                    position: int(rule.ids[0])
+                    for position, rule, still in zip(hole.positions, rules, open_places.tolist(), strict=True)
+                    if still and len(rule.ids) == 1
+                },
+            )
+        return found
 
     def hole_text(self, hole: Hole, ids: np.ndarray) -> str:
         """Text of a hole up to its first filler, without white space at both ends; masks are left out."""

@@ -206,21 +206,24 @@ def test_what_follows_from_what_was_committed(tiny_vocab: Vocab) -> None:
     template = tiny_vocab.template("{{4}}{{int}}{{at|of}}")
     ids, masked = blank(template, tiny_vocab)
 
-    def implied(after: int | None = None) -> dict[int, int]:
-        return template.implied(template.restrictions(ids, masked), ids, masked, after)
+    def implied() -> dict[int, int]:
+        return template.implied(ids, masked)
+
+    def follow(after: int) -> dict[int, int]:
+        return template.follow(template.restrictions(ids, masked), ids, masked, after)
 
     assert not implied()
     # What stands under a mask is only provisional.
-    assert not template.implied(template.restrictions(ids, masked), np.where(masked, template.filler, ids), masked)
+    assert not template.implied(np.where(masked, template.filler, ids), masked)
     ids[1], masked[1] = template.filler, False
-    assert implied() == implied(after=1) == {2: template.filler, 3: template.filler}
-    assert not implied(after=0)
+    assert implied() == follow(after=1) == {2: template.filler, 3: template.filler}
+    assert not follow(after=0)
     ids[0], masked[0] = tiny_vocab.ids("x")[0], False
     ids[4:6], masked[4:6] = [tiny_vocab.ids("7")[0], template.filler], False
     assert implied().keys() == {2, 3, 6, 7}
     if len(tiny_vocab.ids("at")) == 2:
         ids[8], masked[8] = tiny_vocab.ids("at")[0], False
-        assert implied()[9] == implied(after=8)[9] == tiny_vocab.ids("at")[1]
+        assert implied()[9] == follow(after=8)[9] == tiny_vocab.ids("at")[1]
     for place, token in implied().items():
         ids[place] = token
     filled = np.where(ids == tiny_vocab.tokens.mask, 0, ids)
